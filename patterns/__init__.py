@@ -1,0 +1,1 @@
+"""Distributed-system design patterns that can be imported, broken and measured."""

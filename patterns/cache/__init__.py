@@ -1,0 +1,1 @@
+"""Patterns that answer from a copy, and keep that copy honest."""

@@ -1,0 +1,1 @@
+"""Patterns made of cooperating processes, each of which may be a container."""
