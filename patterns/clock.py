@@ -24,13 +24,15 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import math
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from contextlib import AbstractAsyncContextManager
 
 __all__ = ["SYSTEM_CLOCK", "Clock", "ManualClock", "SystemClock"]
@@ -51,7 +53,7 @@ class Clock(Protocol):
         """Wait for `seconds`; zero or less only yields to other tasks."""
         ...
 
-    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[None]:
+    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
         """Raise TimeoutError in the body once `seconds` have passed; None sets no limit."""
         ...
 
@@ -70,11 +72,9 @@ class SystemClock:
         """Wait for `seconds` of real time."""
         await asyncio.sleep(max(0.0, seconds))
 
-    @asynccontextmanager
-    async def timeout(self, seconds: float | None) -> AsyncIterator[None]:
+    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
         """Raise TimeoutError in the body once `seconds` of real time have passed."""
-        async with asyncio.timeout(seconds):
-            yield
+        return asyncio.timeout(seconds)
 
 
 SYSTEM_CLOCK = SystemClock()
@@ -95,10 +95,10 @@ class ManualClock:
     def __init__(self, start: float = 0.0, wall: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
         if wall.tzinfo is None:
             raise ValueError(f"wall must be an aware datetime, got {wall!r}")
-        self._now = start
-        self._wall = wall
+        self._start = self._now = start
+        self._wall_at_start = wall.astimezone(UTC)
         self._order = itertools.count()
-        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._alarms: list[_Alarm] = []
 
     def monotonic(self) -> float:
         """Return the seconds this clock has been moved to."""
@@ -106,75 +106,90 @@ class ManualClock:
 
     def wall(self) -> datetime:
         """Return the calendar time, which moves with `advance`, `jump` and `step_wall`."""
-        return self._wall
+        return self._wall_at_start + timedelta(seconds=self._now - self._start)
 
     def step_wall(self, seconds: float) -> None:
         """Move calendar time alone, as an administrator or NTP does; durations must not notice."""
-        self._wall += timedelta(seconds=seconds)
+        self._wall_at_start += timedelta(seconds=seconds)
 
     def jump(self, seconds: float) -> None:
         """Move time without running any task: a blocked event loop, or a process that was paused.
 
         Sleepers that have become due wake the next time the loop runs.
         """
-        self._move_to(self._now + self._checked(seconds))
+        self._move_to(self._now + _forward(seconds))
 
     async def advance(self, seconds: float) -> None:
         """Move time forward, running each sleeper at its own due time and then the tasks it wakes."""
-        target = self._now + self._checked(seconds)
+        target = self._now + _forward(seconds)
         await self._settle()
-        while self._sleepers and self._sleepers[0][0] <= target:
-            self._move_to(max(self._now, self._sleepers[0][0]))
+        while (due := self._next_due()) <= target:
+            self._move_to(due)
             await self._settle()
         self._move_to(target)
         await self._settle()
 
     async def sleep(self, seconds: float) -> None:
         """Wait until this clock has been moved by `seconds`."""
-        if seconds <= 0:
+        if not seconds > 0:
             await asyncio.sleep(0)
             return
-        due = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._sleepers, (self._now + seconds, next(self._order), due))
-        await due
+        due: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        with self._alarm(seconds, lambda: None if due.done() else due.set_result(None)):
+            await due
 
     @asynccontextmanager
     async def timeout(self, seconds: float | None) -> AsyncIterator[None]:
         """Raise TimeoutError in the body once this clock has been moved by `seconds`."""
-        if seconds is None:
-            yield
-            return
-        async with asyncio.timeout(None) as limit:
-
-            async def expire() -> None:
-                await self.sleep(seconds)
-                limit.reschedule(asyncio.get_running_loop().time())
-
-            alarm = asyncio.create_task(expire())
-            try:
+        if seconds is None or not seconds > 0:
+            async with asyncio.timeout(seconds):
                 yield
-            finally:
-                alarm.cancel()
+            return
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(None) as limit:
+            with self._alarm(seconds, lambda: limit.reschedule(loop.time())):
+                yield
 
     @property
     def sleepers(self) -> int:
-        """How many tasks wait on this clock now."""
-        return sum(not due.done() for _, _, due in self._sleepers)
+        """How many sleeps and timeouts wait on this clock now."""
+        return sum(not alarm.off for alarm in self._alarms)
 
-    @staticmethod
-    def _checked(seconds: float) -> float:
-        if not seconds >= 0:
-            raise ValueError(f"seconds must be >= 0, got {seconds!r}: time does not go backwards")
-        return seconds
+    @contextmanager
+    def _alarm(self, seconds: float, ring: Callable[[], None]) -> Iterator[None]:
+        alarm = _Alarm(self._now + seconds, next(self._order), ring)
+        heapq.heappush(self._alarms, alarm)
+        try:
+            yield
+        finally:
+            alarm.off = True
+
+    def _next_due(self) -> float:
+        while self._alarms and self._alarms[0].off:
+            heapq.heappop(self._alarms)
+        return self._alarms[0].due if self._alarms else math.inf
 
     def _move_to(self, when: float) -> None:
-        self._wall += timedelta(seconds=when - self._now)
-        self._now = when
-        while self._sleepers and self._sleepers[0][0] <= when:
-            _, _, due = heapq.heappop(self._sleepers)
-            if not due.done():
-                due.set_result(None)
+        self._now = max(self._now, when)
+        while self._next_due() <= self._now:
+            alarm = heapq.heappop(self._alarms)
+            alarm.off = True
+            alarm.ring()
 
     async def _settle(self) -> None:
         for _ in range(self._STEPS):
             await asyncio.sleep(0)
+
+
+@dataclass(order=True, slots=True)
+class _Alarm:
+    due: float
+    order: int
+    ring: Callable[[], None] = field(compare=False)
+    off: bool = field(default=False, compare=False)
+
+
+def _forward(seconds: float) -> float:
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"seconds must be >= 0 and finite, got {seconds!r}: time does not go backwards")
+    return seconds

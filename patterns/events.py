@@ -13,7 +13,8 @@ A listener that raises is logged and ignored: observing a call must not break it
 >>> seen.of(Opened)
 [Opened(source='payments', failure_rate=0.5)]
 
-Sources: resilience4j, `EventPublisher`; OpenTelemetry semantic conventions (lower snake case, unit in the name).
+Sources: resilience4j, `EventPublisher`; OpenTelemetry semantic conventions (lower snake case, the unit
+beside the name).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from enum import Enum
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -150,8 +152,8 @@ class MetricsListener:
         for field, value in values.items():
             if isinstance(value, bool):
                 attributes[field] = value
-            elif hasattr(value, "__members__") or hasattr(type(value), "__members__"):
-                attributes[field] = str(getattr(value, "value", value))
+            elif isinstance(value, Enum):
+                attributes[field] = str(value.value)
         counter = self._counters.get(name)
         if counter is None:
             counter = self._counters[name] = self._meter.create_counter(name, unit="{event}")
@@ -169,7 +171,7 @@ class MetricsListener:
 
 def snake_case(kind: type[Event]) -> str:
     """Return the name under which a kind of event is logged and counted."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", kind.__name__).lower()
 
 
 def _fields(event: Event) -> dict[str, object]:

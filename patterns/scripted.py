@@ -105,7 +105,8 @@ class Scripted:
                 await asyncio.get_running_loop().create_future()
             await self._clock.sleep(step.seconds)
             if step.error is not None:
-                raise step.error
+                # Without this each call would lengthen the traceback of the one error object.
+                raise step.error.with_traceback(None)
             return step.result
         except asyncio.CancelledError:
             self.cancelled += 1
