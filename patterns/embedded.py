@@ -205,7 +205,9 @@ class Server:
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             with _forking:
-                self._guard = _shell(_GUARD, parent, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+                self._guard = _shell(
+                    _GUARD, "guard", parent, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                )
                 self._orders = cast("IO[bytes]", self._guard.stdin)
                 self._owner = os.getpid()
                 _entered.add(self)
@@ -382,7 +384,7 @@ class Server:
             environment["FAKETIME_NO_CACHE"] = environment["FAKETIME_DONT_FAKE_MONOTONIC"] = "1"
         with self.log.open("ab") as log, _forking:
             old = log.tell()
-            process = _shell(_GATE, *self._command_line(), stdout=log, stderr=log, env=environment)
+            process = _shell(_GATE, "gate", *self._command_line(), stdout=log, stderr=log, env=environment)
             with cast("IO[bytes]", process.stdin) as gate:
                 self._process, self.paused = process, False
                 self._order(process.pid)
@@ -446,7 +448,7 @@ class Sentinel:
         self.nodes = [Server("--sentinel") for _ in range(count)]
         self.service = service
         self._primary = primary
-        self._down_after = int(down_after * 1000)
+        self._down_after = down_after
 
     def __enter__(self) -> Self:
         """Start; return when each Sentinel knows the others and the replicas."""
@@ -461,18 +463,14 @@ class Sentinel:
                 for period in ("info-period", "publish-period"):
                     with contextlib.suppress(CommandFailed):  # not there before Redis 7
                         node.command("SENTINEL", "DEBUG", period, 100)
-                quorum = count // 2 + 1
-                node.command("SENTINEL", "MONITOR", self.service, _HOST, self._primary.port, quorum)
-                for name, value in (
-                    ("down-after-milliseconds", self._down_after),
-                    ("failover-timeout", 4 * self._down_after),
-                ):
-                    node.command("SENTINEL", "SET", self.service, name, value)
-            _until(
-                "watching",
-                lambda: all(known in node.command("INFO", "sentinel") for node in self.nodes),
-                self.nodes,
-            )
+                node.command("SENTINEL", "MONITOR", self.service, _HOST, self._primary.port, count // 2 + 1)
+                for name, factor in ("down-after-milliseconds", 1000), ("failover-timeout", 4000):
+                    node.command("SENTINEL", "SET", self.service, name, int(factor * self._down_after))
+
+            def watching() -> bool:
+                return all(known in node.command("INFO", "sentinel") for node in self.nodes)
+
+            _until("watching", watching, self.nodes)
             self._undo = undo.pop_all()
         return self
 
@@ -516,12 +514,11 @@ class Cluster:
             _enter_all(undo, self.nodes)
             self._ids: dict[str, Server] = {node.command("CLUSTER", "MYID"): node for node in self.nodes}
             ids = [*self._ids]
-            bounds = [_SLOTS * number // self._primaries for number in range(self._primaries + 1)]
             for number, node in enumerate(self.nodes):
                 node.command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
                 if number < self._primaries:
-                    slots = range(bounds[number], bounds[number + 1])
-                    node.command("CLUSTER", "ADDSLOTS", *slots)
+                    first, end = (_SLOTS * (number + side) // self._primaries for side in (0, 1))
+                    node.command("CLUSTER", "ADDSLOTS", *range(first, end))
                 for other in self.nodes[:number]:
                     # Everyone meets everyone: gossip alone would take a second longer.
                     node.command("CLUSTER", "MEET", _HOST, other.port)
@@ -609,7 +606,7 @@ os.register_at_fork(
 
 
 def _shell(script: str, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-    line = ["/bin/sh", "-c", script, "sh", *arguments]
+    line = ["/bin/sh", "-c", script, *arguments]
     return subprocess.Popen(
         line, stdin=subprocess.PIPE, bufsize=0, start_new_session=True, cwd="/", **options
     )

@@ -1,0 +1,1 @@
+"""What a pattern costs: with and without it, and beside the libraries a reader would pick."""

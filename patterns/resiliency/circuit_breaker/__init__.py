@@ -1,0 +1,515 @@
+"""Stop calling a dependency that fails, and find out carefully when it works again.
+
+A dependency that is down or slow costs each caller a connection, a task and the whole of its timeout. The
+breaker watches the outcomes of calls; when too many fail it opens and refuses calls at once, and after a
+pause it lets a few probes through to decide whether to close.
+
+Guaranteed, each by a test that rejects a naive variant:
+
+1. It opens exactly when the window holds at least `minimum_calls` outcomes and the rate of failures or of
+   slow calls has reached its threshold.
+2. While it is open no call reaches the dependency; each is refused at once with `retry_after`.
+3. Half-open, no more than `permitted_calls_in_half_open` probes run or have reported; when that many have
+   reported, they decide.
+4. It always leaves half-open: a probe that is cancelled or ignored gives its permit back, and a probe that
+   never returns is overruled after `max_wait_in_half_open`.
+5. A call that began before the last change of state changes neither state nor counts.
+6. Ignored exceptions and cancellation count neither way; recorded exceptions are failures; a slow success
+   is slow.
+7. In a time-based window no outcome older than the window counts, and no step of the wall clock matters.
+8. The caller gets the dependency's own exception; listeners hear each transition once and cannot break
+   a call.
+9. Shared through Redis (`shared.SharedCircuitBreaker`): processes together admit no more probes than
+   permitted; a state read costs at most one round trip and is cached; without Redis each process goes on
+   alone.
+
+Not guaranteed: that nothing is called while the breaker is deciding (calls already running are not
+stopped), and that a time-out placed *around* the breaker is seen as a failure (it arrives as a cancellation:
+put the time-out inside). An exception that is in neither `record` nor `ignore` counts as a success: the
+dependency answered.
+
+Redis keys: none here; see `patterns.resiliency.circuit_breaker.shared`.
+
+Safe for tasks of one event loop and for threads; no lock is held during a call.
+
+>>> policy = Policy(record=(ConnectionError,), sliding_window=CountBased(4), minimum_calls=4)
+>>> breaker = CircuitBreaker("payments", policy)
+>>> for _ in range(4):
+...     try:
+...         with breaker:
+...             raise ConnectionError("refused")
+...     except ConnectionError:
+...         pass
+>>> breaker.state
+<State.OPEN: 'open'>
+
+Sources: Nygard, "Release It!"; resilience4j 2 (names, windows, defaults); gobreaker (generations); Polly 8.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import Enum
+from functools import wraps
+from threading import Lock
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from patterns.clock import SYSTEM_CLOCK, Clock
+from patterns.events import Event, Listener, emit, ignore
+from patterns.resiliency.circuit_breaker.window import (
+    FAILED,
+    SLOW,
+    CountBased,
+    CountWindow,
+    TimeBased,
+    Window,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from types import TracebackType
+
+__all__ = [
+    "CallFailed",
+    "CallIgnored",
+    "CallRejected",
+    "CallSucceeded",
+    "CircuitBreaker",
+    "CircuitOpen",
+    "CountBased",
+    "Permit",
+    "Policy",
+    "State",
+    "StateChanged",
+    "TimeBased",
+]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Permit = tuple[int, float]
+"""What `admit` hands out: the generation of the state, and when the call began (monotonic seconds)."""
+
+
+class State(Enum):
+    """What the breaker does with the next call."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+    FORCED_OPEN = "forced_open"
+    DISABLED = "disabled"
+
+
+# --8<-- [start:policy]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """When to open, how long to stay open, how to close again.
+
+    Defaults are those of resilience4j, except that half-open ends after a minute rather than never.
+
+    Attributes:
+        record: exceptions that are failures of the dependency.
+        ignore: exceptions that say nothing about it, also when `record` lists a base class of theirs.
+        record_result: says of a returned value whether it is a failure.
+        failure_rate_threshold: share of failures that opens it, in (0, 1].
+        slow_call_rate_threshold: share of slow calls that opens it, in (0, 1].
+        slow_call_duration: seconds from which a call is slow.
+        sliding_window: `CountBased(size)` or `TimeBased(seconds)`.
+        minimum_calls: outcomes in the window before any rate is believed.
+        wait_in_open: seconds to refuse calls before probing.
+        permitted_calls_in_half_open: probes whose results decide.
+        max_wait_in_half_open: seconds after which undecided probes count as "still down".
+    """
+
+    record: tuple[type[Exception], ...]
+    ignore: tuple[type[Exception], ...] = ()
+    record_result: Callable[[Any], bool] | None = None
+    failure_rate_threshold: float = 0.5
+    slow_call_rate_threshold: float = 1.0
+    slow_call_duration: float = 60.0
+    sliding_window: CountBased | TimeBased = CountBased(100)  # noqa: RUF009 - it is frozen
+    minimum_calls: int = 100
+    wait_in_open: float = 60.0
+    permitted_calls_in_half_open: int = 10
+    max_wait_in_half_open: float = 60.0
+    # --8<-- [end:policy]
+
+    def __post_init__(self) -> None:
+        for field in ("record", "ignore"):
+            kinds = getattr(self, field)
+            if not isinstance(kinds, tuple) or not all(
+                isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds
+            ):
+                raise ValueError(f"{field} must be a tuple of Exception classes, got {kinds!r}")
+        for field in ("failure_rate_threshold", "slow_call_rate_threshold"):
+            if not 0 < _number(self, field) <= 1:
+                raise ValueError(f"{field} must be in (0, 1], got {getattr(self, field)!r}")
+        for field in ("slow_call_duration", "wait_in_open", "max_wait_in_half_open"):
+            if not _number(self, field) >= _SHORTEST:
+                raise ValueError(f"{field} must be >= {_SHORTEST} seconds, got {getattr(self, field)!r}")
+        if self.wait_in_open == math.inf:
+            raise ValueError("wait_in_open must be finite, got inf: it would never probe; see force_open()")
+        for field in ("minimum_calls", "permitted_calls_in_half_open"):
+            count = getattr(self, field)
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise ValueError(f"{field} must be a whole number >= 1, got {count!r}")
+        if not isinstance(self.sliding_window, CountBased | TimeBased):
+            raise ValueError(f"sliding_window must be CountBased or TimeBased, got {self.sliding_window!r}")
+        size = self.sliding_window.size if isinstance(self.sliding_window, CountBased) else math.inf
+        if self.minimum_calls > size:
+            raise ValueError(
+                f"minimum_calls must be <= the window's size {size}, got {self.minimum_calls}: "
+                "it could never open"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged(Event):
+    """The breaker moved from one state to another; the rates are those that made it move, in [0, 1]."""
+
+    old: State
+    new: State
+    failure_rate: float
+    slow_call_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallSucceeded(Event):
+    """A call returned and was counted as a success."""
+
+    duration_seconds: float
+    slow: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CallFailed(Event):
+    """A call was counted as a failure; `error` names the exception's class, or says "result"."""
+
+    duration_seconds: float
+    slow: bool
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallIgnored(Event):
+    """A call ended and was not counted: ignored, cancelled, or begun in an earlier state."""
+
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CallRejected(Event):
+    """A call was refused."""
+
+    state: State
+    retry_after_seconds: float | None
+
+
+class CircuitOpen(Exception):
+    """The call was refused; the dependency was not called.
+
+    Attributes:
+        name: the breaker's name.
+        state: the state that refused.
+        retry_after: seconds until a call may be admitted; None when not known (probes are under way, or the
+            breaker is forced open).
+    """
+
+    def __init__(self, name: str, state: State, retry_after: float | None) -> None:
+        wait = "" if retry_after is None else f"; retry after {retry_after:.3f} s"
+        super().__init__(f"circuit breaker {name!r} is {state.value}{wait}")
+        self.name = name
+        self.state = state
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[type[CircuitOpen], tuple[str, State, float | None]]:
+        return type(self), (self.name, self.state, self.retry_after)
+
+
+class CircuitBreaker:
+    """One breaker for one dependency.
+
+    Use it as `async with breaker:`, `with breaker:`, `await breaker.call(fn, *args)` or `@breaker` on an
+    `async def`. Make one per dependency and share it among all callers of that dependency.
+
+    Args:
+        name: names the dependency in errors and events.
+        policy: when to open and close.
+        clock: where durations are read.
+        on_event: hears StateChanged, CallSucceeded, CallFailed, CallIgnored and CallRejected.
+    """
+
+    def __init__(
+        self, name: str, policy: Policy, *, clock: Clock = SYSTEM_CLOCK, on_event: Listener = ignore
+    ) -> None:
+        self.name = name
+        self.policy = policy
+        self._now = clock.monotonic
+        self._on_event = on_event
+        self._slow_from = policy.slow_call_duration
+        self._failed_result = policy.record_result
+        self._lock = Lock()  # guards the fields below, never a call or a listener
+        self._state = State.CLOSED
+        self._generation = 0  # of the state: each change of state begins a new one
+        self._closed: int | None = 0  # the generation while closed, so that one read decides the usual case
+        self._window: Window = policy.sliding_window.new_window()
+        self._until = math.inf  # when time alone ends this state: wait in open, longest wait in half-open
+        self._permits = 0  # probes that may still be admitted in this half-open
+
+    # --8<-- [start:decide]
+    def admit(self) -> Permit:
+        """Let one call through, or raise CircuitOpen.
+
+        Each permit must come back through exactly one of `succeeded`, `failed` and `abandoned`.
+        """
+        now = self._now()
+        generation = self._closed
+        if generation is not None:
+            return generation, now
+        with self._lock:
+            changes = self._pass_time(now)
+            state = self._state
+            admitted = state in _PASSING or (state is State.HALF_OPEN and self._permits > 0)
+            if admitted and state is State.HALF_OPEN:
+                self._permits -= 1
+            permit = self._generation, now
+            retry_after = self._until - now if state is State.OPEN else None
+        self._tell(changes)
+        if admitted:
+            return permit
+        emit(self._on_event, CallRejected(self.name, state, retry_after))
+        raise CircuitOpen(self.name, state, retry_after)
+
+    def succeeded(self, permit: Permit, result: object = None) -> None:
+        """Count a call that returned `result`."""
+        duration = self._now() - permit[1]
+        outcome = SLOW if duration >= self._slow_from else 0
+        if self._failed_result is None:
+            self._record(permit, outcome, duration, None)
+            return
+        try:
+            failed = self._failed_result(result)
+        except BaseException as error:
+            self.abandoned(permit, error)
+            raise
+        self._record(permit, outcome | FAILED if failed else outcome, duration, "result" if failed else None)
+
+    def failed(self, permit: Permit, error: BaseException) -> None:
+        """Count a call that raised `error`: a failure, a success or neither, as the policy says."""
+        if not isinstance(error, Exception) or isinstance(error, self.policy.ignore):
+            self.abandoned(permit, error)
+            return
+        duration = self._now() - permit[1]
+        outcome = SLOW if duration >= self._slow_from else 0
+        if isinstance(error, self.policy.record):
+            self._record(permit, outcome | FAILED, duration, type(error).__name__)
+        else:
+            self._record(permit, outcome, duration, None)
+
+    def abandoned(self, permit: Permit, error: BaseException | None = None) -> None:
+        """Take a permit back from a call that says nothing about the dependency."""
+        with self._lock:
+            if permit[0] == self._generation and self._state is State.HALF_OPEN:
+                self._permits += 1
+        emit(self._on_event, CallIgnored(self.name, None if error is None else type(error).__name__))
+
+    # --8<-- [end:decide]
+
+    async def call(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Await `fn(*args, **kwargs)` behind the breaker.
+
+        Raises:
+            CircuitOpen: the call was refused.
+        """
+        permit = self.admit()
+        try:
+            result = await fn(*args, **kwargs)
+        except BaseException as error:
+            self.failed(permit, error)
+            raise
+        self.succeeded(permit, result)
+        return result
+
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+        """Put every call of an `async def` behind the breaker."""
+        if not inspect.iscoroutinefunction(fn):
+            raise TypeError(f"@breaker needs an async def, got {fn!r}; in a plain def use `with breaker:`")
+
+        @wraps(fn)
+        async def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+            permit = self.admit()
+            try:
+                result = await fn(*args, **kwargs)
+            except BaseException as error:
+                self.failed(permit, error)
+                raise
+            self.succeeded(permit, result)
+            return result
+
+        return guarded
+
+    def __enter__(self) -> None:
+        """Admit the body, or raise CircuitOpen."""
+        _ENTERED.set((_ENTERED.get(), self, self.admit()))
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        """Count the body's outcome."""
+        entered = _ENTERED.get()
+        if entered is None or entered[1] is not self:
+            raise RuntimeError(f"circuit breaker {self.name!r} was left out of order or in another task")
+        outer, _breaker, permit = entered
+        _ENTERED.set(outer)
+        if error is None:
+            self.succeeded(permit)
+        else:
+            self.failed(permit, error)
+
+    async def __aenter__(self) -> None:
+        """Admit the body, or raise CircuitOpen."""
+        self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Count the body's outcome."""
+        self.__exit__(kind, error, trace)
+
+    @property
+    def state(self) -> State:
+        """The state a call would meet now."""
+        with self._lock:
+            changes = self._pass_time(self._now())
+            state = self._state
+        self._tell(changes)
+        return state
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds until a call may be admitted: 0 when one may now, None when not known."""
+        state = self.state
+        with self._lock:
+            if state in _PASSING or (state is State.HALF_OPEN and self._permits > 0):
+                return 0.0
+            return max(0.0, self._until - self._now()) if state is State.OPEN else None
+
+    def rates(self) -> tuple[int, float, float]:
+        """Return the outcomes in the window, and the failure and slow-call rates in [0, 1]."""
+        with self._lock:
+            return self._window.rates(self._now())
+
+    def trip(self, seconds: float | None = None) -> None:
+        """Open now, for `seconds` or else `wait_in_open`, whatever the rates are."""
+        self._set(State.OPEN, self.policy.wait_in_open if seconds is None else max(0.0, seconds))
+
+    def force_open(self) -> None:
+        """Refuse every call until `reset` or `disable`."""
+        self._set(State.FORCED_OPEN)
+
+    def disable(self) -> None:
+        """Admit every call and count nothing until `reset` or `force_open`."""
+        self._set(State.DISABLED)
+
+    def reset(self) -> None:
+        """Close, and forget every outcome."""
+        self._set(State.CLOSED)
+
+    def _set(self, state: State, seconds: float = math.inf) -> None:
+        with self._lock:
+            now = self._now()
+            change = self._change(state, now + seconds, now)
+        if change.old is not state:
+            emit(self._on_event, change)
+
+    def _record(self, permit: Permit, outcome: int, duration: float, error: str | None) -> None:
+        generation, began = permit
+        now = began + duration
+        changes: list[StateChanged] | None = None
+        with self._lock:
+            counted = generation == self._closed
+            if counted:
+                self._window.add(outcome, now)
+                if self._window.bad:
+                    changes = self._judge(now)
+            elif self._closed is None:
+                changes, counted = self._record_probe(generation, outcome, now)
+        if self._on_event is ignore:
+            return
+        slow = bool(outcome & SLOW)
+        if not counted:
+            emit(self._on_event, CallIgnored(self.name, error))
+        elif error is None:
+            emit(self._on_event, CallSucceeded(self.name, duration, slow))
+        else:
+            emit(self._on_event, CallFailed(self.name, duration, slow, error))
+        self._tell(changes or [])
+
+    # --8<-- [start:judge]
+    def _record_probe(self, generation: int, outcome: int, now: float) -> tuple[list[StateChanged], bool]:
+        """Count a result while not closed, if it is a probe's of this half-open. Needs the lock."""
+        changes = self._pass_time(now)
+        counted = generation == self._generation and self._state is State.HALF_OPEN
+        if counted:
+            self._window.add(outcome, now)
+            changes += self._judge(now)
+        return changes, counted
+
+    def _judge(self, now: float) -> list[StateChanged]:
+        """Decide on the rates, once there are enough outcomes to believe them. Needs the lock."""
+        policy = self.policy
+        total, failure_rate, slow_rate = self._window.rates(now)
+        half_open = self._state is State.HALF_OPEN
+        if total < (policy.permitted_calls_in_half_open if half_open else policy.minimum_calls):
+            return []
+        if failure_rate >= policy.failure_rate_threshold or slow_rate >= policy.slow_call_rate_threshold:
+            return [self._change(State.OPEN, now + policy.wait_in_open, now)]
+        return [self._change(State.CLOSED, math.inf, now)] if half_open else []
+
+    def _pass_time(self, now: float) -> list[StateChanged]:
+        """Make the changes that time alone has brought about by `now`. Needs the lock."""
+        changes = []
+        while now >= self._until:
+            if self._state is State.OPEN:
+                changes.append(self._change(State.HALF_OPEN, now + self.policy.max_wait_in_half_open, now))
+            else:  # the probes have not decided in time
+                changes.append(self._change(State.OPEN, self._until + self.policy.wait_in_open, now))
+        return changes
+
+    def _change(self, new: State, until: float, now: float) -> StateChanged:
+        """Begin a new generation; permits of the old one count no more. Needs the lock."""
+        _, failure_rate, slow_rate = self._window.rates(now)
+        change = StateChanged(self.name, self._state, new, failure_rate, slow_rate)
+        half_open = new is State.HALF_OPEN
+        probes = self.policy.permitted_calls_in_half_open
+        self._state = new
+        self._until = until
+        self._generation += 1
+        self._closed = self._generation if new is State.CLOSED else None
+        self._permits = probes if half_open else 0
+        self._window = CountWindow(probes) if half_open else self.policy.sliding_window.new_window()
+        return change
+
+    # --8<-- [end:judge]
+
+    def _tell(self, changes: list[StateChanged]) -> None:
+        for change in changes:
+            emit(self._on_event, change)
+
+
+_PASSING = frozenset({State.CLOSED, State.DISABLED})
+_SHORTEST = 0.001
+# The permits of the `with` blocks that this task or thread is in: (the outer ones, breaker, permit).
+_Entered = tuple[Any, "CircuitBreaker", Permit] | None
+_ENTERED: ContextVar[_Entered] = ContextVar("entered", default=None)
+
+
+def _number(policy: Policy, field: str) -> float:
+    value = getattr(policy, field)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{field} must be a number, got {value!r}")
+    return value

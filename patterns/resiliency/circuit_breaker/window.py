@@ -1,0 +1,146 @@
+"""The outcomes a circuit breaker remembers: the last N calls, or the calls of the last N seconds.
+
+Adding an outcome and reading the rates take constant time in both.
+
+Source: resilience4j, "Count-based sliding window" and "Time-based sliding window".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["FAILED", "SLOW", "CountBased", "CountWindow", "TimeBased", "TimeWindow", "Window"]
+
+FAILED = 1
+SLOW = 2
+
+
+class Window(Protocol):
+    """Outcomes are 0, FAILED, SLOW or FAILED | SLOW.
+
+    Attributes:
+        bad: remembered failures plus remembered slow calls; while it is 0 no rate can reach a threshold.
+    """
+
+    bad: int
+
+    def add(self, outcome: int, now: float) -> None:
+        """Remember `outcome`, seen at `now` (monotonic seconds)."""
+        ...
+
+    def rates(self, now: float) -> tuple[int, float, float]:
+        """Return how many outcomes are remembered, and the failed and slow shares of them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CountBased:
+    """Remember the last `size` calls."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        size: object = self.size
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"size must be a whole number of calls >= 1, got {size!r}")
+
+    def new_window(self) -> CountWindow:
+        """Return an empty window."""
+        return CountWindow(self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class TimeBased:
+    """Remember the calls of the last `seconds`.
+
+    The window is kept in ten slices, so a call counts for at least nine tenths of `seconds`, and never
+    longer than `seconds`.
+    """
+
+    seconds: float
+
+    def __post_init__(self) -> None:
+        seconds: object = self.seconds
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+            raise ValueError(f"seconds must be a finite number > 0, got {seconds!r}")
+
+    def new_window(self) -> TimeWindow:
+        """Return an empty window."""
+        return TimeWindow(self.seconds)
+
+
+class CountWindow:
+    """A ring of the last `size` outcomes."""
+
+    __slots__ = ("_failed", "_next", "_ring", "_size", "_slow", "_total", "bad")
+
+    def __init__(self, size: int) -> None:
+        self._ring = bytearray(size)
+        self._size = size
+        self._next = self._total = self._failed = self._slow = self.bad = 0
+
+    def add(self, outcome: int, now: float) -> None:  # noqa: ARG002 - the Window protocol
+        """Remember `outcome` in place of the oldest."""
+        at = self._next
+        self._next = at + 1 if at + 1 < self._size else 0
+        if self._total < self._size:
+            self._total += 1
+        old = self._ring[at]
+        if old != outcome:
+            self._ring[at] = outcome
+            self._failed += (outcome & FAILED) - (old & FAILED)
+            self._slow += ((outcome & SLOW) - (old & SLOW)) // SLOW
+            self.bad = self._failed + self._slow
+
+    def rates(self, now: float) -> tuple[int, float, float]:  # noqa: ARG002 - the Window protocol
+        """Return the number of outcomes, and the failed and slow shares."""
+        total = self._total
+        return (total, self._failed / total, self._slow / total) if total else (0, 0.0, 0.0)
+
+
+class TimeWindow:
+    """Ten slices of time, each with its counts; a slice is dropped as soon as its oldest call is too old."""
+
+    __slots__ = ("_counts", "_failed", "_newest", "_slice", "_slow", "_total", "bad")
+
+    SLICES = 10
+
+    def __init__(self, seconds: float) -> None:
+        self._slice = seconds / self.SLICES
+        self._counts = [(0, 0, 0)] * self.SLICES
+        self._newest = -1  # the number of the newest slice
+        self._total = self._failed = self._slow = self.bad = 0
+
+    def add(self, outcome: int, now: float) -> None:
+        """Remember `outcome` in the slice of `now`."""
+        number = self._forget(now)
+        failed, slow = outcome & FAILED, (outcome & SLOW) // SLOW
+        total, failures, slows = self._counts[number % self.SLICES]
+        self._counts[number % self.SLICES] = (total + 1, failures + failed, slows + slow)
+        self._total += 1
+        self._failed += failed
+        self._slow += slow
+        self.bad = self._failed + self._slow
+
+    def rates(self, now: float) -> tuple[int, float, float]:
+        """Return the number of outcomes, and the failed and slow shares."""
+        self._forget(now)
+        total = self._total
+        return (total, self._failed / total, self._slow / total) if total else (0, 0.0, 0.0)
+
+    def _forget(self, now: float) -> int:
+        """Drop what is too old; return the number of the newest slice."""
+        newest = int(now // self._slice)
+        if newest <= self._newest:
+            return self._newest
+        for number in range(max(self._newest + 1, newest - self.SLICES + 1), newest + 1):
+            total, failed, slow = self._counts[number % self.SLICES]
+            self._counts[number % self.SLICES] = (0, 0, 0)
+            self._total -= total
+            self._failed -= failed
+            self._slow -= slow
+        self.bad = self._failed + self._slow
+        self._newest = newest
+        return newest
