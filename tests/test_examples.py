@@ -386,6 +386,7 @@ def test_a_page_that_cleans_up_leaves_nothing(page: Path) -> None:
     assert run_page.close() == []
 
 
+@pytest.mark.slow
 def test_only_the_shared_server_may_stay(page: Path) -> None:
     """The server of the process outlives a page; a server that the page started itself does not."""
     from_page = "from patterns.embedded import Server, shared\nassert shared().running\n"
@@ -405,6 +406,7 @@ def test_only_the_shared_server_may_stay(page: Path) -> None:
 # Under pytest
 
 
+@pytest.mark.slow
 def test_every_block_is_an_item_of_its_own(project: Path) -> None:
     """Pytest reports each block at its line, a failure with the page's own lines, a leak at the end."""
     (project / "docs" / "a" / "b.md").write_text(
@@ -443,6 +445,8 @@ def test_every_block_is_an_item_of_its_own(project: Path) -> None:
         )
     )
     (project / "README.md").write_text("```python\nassert True\n```\n")
+    (project / "docs" / "a" / "deeper").mkdir()
+    shutil.copy(project / "README.md", project / "docs" / "a" / "deeper" / "README.md")
     (project / "patterns" / "m.py").write_text(
         '"""Doc.\n\n>>> await f()\n2\n"""\nasync def f():\n    """Give 3.\n\n    >>> await f()\n    3\n'
         '    """\n    return 3\n'
@@ -460,6 +464,7 @@ def test_every_block_is_an_item_of_its_own(project: Path) -> None:
         "ERROR docs/a/b.md::line:22,column:1 - Failed: "
         + lines_with(lines, "ERROR ")[0].split("Failed: ")[1],
         "PASSED README.md::line:1,column:1",
+        "PASSED docs/a/deeper/README.md::line:1,column:1",
         "FAILED patterns/m.py::line:1,column:1",
         "PASSED patterns/m.py::line:7,column:5",
     }
@@ -475,6 +480,7 @@ def lines_with(lines: list[str], start: str) -> list[str]:
     return [line for line in lines if line.startswith(start)]
 
 
+@pytest.mark.slow
 def test_a_block_that_is_run_alone_has_the_page_above_it(project: Path) -> None:
     """Choosing one block runs those above it first, so that it can be worked on alone."""
     text = "```python\nx = 1\nassert x\n```\n\n```python\nassert x == 1\n```\n"
@@ -539,6 +545,7 @@ def test_outputs_are_written_and_counted(project: Path) -> None:
     assert (again.returncode, again.stderr) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -563,6 +570,7 @@ def test_a_page_that_fails_is_left_as_it_is(text: str, message: str, project: Pa
     assert not (project / "results").exists()
 
 
+@pytest.mark.slow
 def test_a_page_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A page that hangs is killed after the limit and reported."""
     monkeypatch.setattr(examples, "SECONDS_PER_PAGE", 1.5)

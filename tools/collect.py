@@ -30,19 +30,18 @@ def collector(root: Path = ROOT) -> Callable[[Path, Any], Any]:
 
     An item that is run alone first runs the blocks above it.
     """
-    markdown = Sybil(
-        [functools.partial(_page_regions, root=root)],
-        patterns=["README.md", "docs/*.md", "docs/*/*.md"],
-        path=str(root),
-        teardown=_close_page,
-    )
-    docstrings = Sybil(
-        [functools.partial(_docstring_regions, root=root)],
-        patterns=["patterns/*.py", "patterns/*/*.py", "patterns/*/*/*.py"],
-        path=str(root),
-        document_types={".py": Document},
-    )
-    return SybilCollection([markdown, docstrings]).pytest()
+    pages = functools.partial(_page_regions, root=root)
+    docstrings = functools.partial(_docstring_regions, root=root)
+    return SybilCollection(
+        [
+            Sybil([pages], pattern="*.md", path=str(root / "docs"), teardown=_close_page),
+            Sybil([pages], pattern="README.md", exclude="*/*", path=str(root), teardown=_close_page),
+            # As plain text: the docstrings are found here, not by Sybil.
+            Sybil(
+                [docstrings], pattern="*.py", path=str(root / "patterns"), document_types={".py": Document}
+            ),
+        ]
+    ).pytest()
 
 
 def _page_regions(document: Document, *, root: Path) -> Iterator[Region]:

@@ -241,7 +241,8 @@ def _name(process: psutil.Process) -> str:
         return ""
     embedded = sys.modules.get("patterns.embedded")
     may_stay = (
-        "multiprocessing.resource_tracker" in " ".join(command)  # lives as long as the interpreter
+        # Both live as long as the interpreter.
+        bool(re.search(r"multiprocessing\.(resource_tracker|forkserver)", " ".join(command)))
         or command[3:4] == ["guard"]  # ends with its server, which is named itself
         or (embedded is not None and process.pid == embedded.shared().pid)
     )
