@@ -87,7 +87,7 @@ dir=$(mktemp -d "$1/vk-XXXXXX") || exit 1
 echo "$dir"
 exec >/dev/null
 while read -r server; do pid=$server; done
-case $pid in [1-9]*) kill -9 -- "-$pid" ;; esac
+case $pid in [1-9]*) kill -s KILL -- "-$pid" ;; esac
 rm -rf "$dir" || { sleep 1; rm -rf "$dir"; }
 """
 # The gate becomes the server when it reads a line; if its pipe closes first, it ends.
