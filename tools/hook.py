@@ -13,14 +13,14 @@ import re
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mkdocs.exceptions import PluginError
 from mkdocs.plugins import event_priority, get_plugin_logger
 from mkdocs.structure.files import File, Files
 
 from tools import site_cache, site_notebook, site_pages, tables
-from tools.catalogue import Catalogue, front_matter, load
+from tools.catalogue import Catalogue, Pattern, front_matter, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,6 +116,7 @@ def _made(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
         return site_pages.api_index(catalogue.root, link)
     if uri.startswith("api/"):
         module = site_pages.module_of(uri)
+        page.meta["title"] = module
         page.meta["description"] = f"{module}: public names and source."
         return site_pages.api_page(catalogue.root, module)
     if pattern := catalogue.patterns.get(key):
@@ -171,12 +172,21 @@ def on_post_build(**_: object) -> None:
 
 def _fill(marker: str, key: str, link: site_pages.Link) -> str:
     catalogue = _builds[0].catalogue
+
+    def pattern() -> Pattern:
+        if key not in catalogue.patterns:
+            raise site_pages.Unmade(f"<!-- {marker} --> needs a pattern with sound front matter")
+        return catalogue.patterns[key]
+
+    def result(kind: str) -> dict[str, Any]:
+        return site_pages.result(catalogue.root, kind, key)
+
     makers: dict[str, Callable[[], str]] = {
-        "table: faults": lambda: tables.fault_table(site_pages.result("faults", key)),
-        "table: cost": lambda: tables.cost_table(site_pages.result("benchmarks", key)),
-        "chart: cost": lambda: tables.cost_chart(site_pages.result("benchmarks", key)),
-        "related": lambda: site_pages.related(catalogue, key, link),
-        "diagram": lambda: site_pages.diagram(catalogue, key, link, site_pages.alt_text(catalogue.root, key)),
+        "table: faults": lambda: tables.fault_table(result("faults")),
+        "table: cost": lambda: tables.cost_table(result("benchmarks")),
+        "chart: cost": lambda: tables.cost_chart(result("benchmarks")),
+        "related": lambda: site_pages.related(catalogue, pattern(), link),
+        "diagram": lambda: site_pages.diagram(catalogue, pattern(), link),
         "counts": lambda: site_pages.counts(catalogue),
         "categories": lambda: site_pages.shelves(catalogue, link),
         "symptoms": lambda: site_pages.symptom_list(catalogue, link),

@@ -107,6 +107,7 @@ class Store:
                     logging.getLogger("mkdocs").removeHandler(warnings)
                 content = page.content or ""
                 return {
+                    "title": page._title_from_render,
                     "content": tidy(content) if tidy else content,
                     "toc": [_link_out(link) for link in page.toc],
                     "anchors": sorted(page.present_anchor_ids or ()),
@@ -117,6 +118,7 @@ class Store:
                 }
 
             known = self.remember(self._parts(page), make)
+            page._title_from_render = known["title"]
             page.content = known["content"]
             page.toc = TableOfContents([_link_in(link) for link in known["toc"]])
             page.present_anchor_ids = set(known["anchors"])

@@ -88,8 +88,7 @@ def _output(output: Tag) -> Iterable[str]:
         for name in ("style", "class"):
             del picture[name]
         if picture.name == "img":
-            picture["alt"] = picture.get("alt") or "Output of the cell above"
-            if picture["alt"] == "No description has been provided for this image":
+            if picture.get("alt") in (None, "", "No description has been provided for this image"):
                 picture["alt"] = "Plot made by the cell above"
             picture["loading"] = "lazy"
         yield f'<figure class="diagram plot">{picture.decode()}</figure>'

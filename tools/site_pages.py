@@ -56,7 +56,7 @@ class Unmade(Exception):
     """Something that a page shows has not been made; the message says which command makes it."""
 
 
-def result(kind: str, key: str) -> dict[str, Any]:
+def result(root: Path, kind: str, key: str) -> dict[str, Any]:
     """Return a committed result.
 
     Raises:
@@ -64,7 +64,7 @@ def result(kind: str, key: str) -> dict[str, Any]:
     """
     command = {"benchmarks": "make bench", "faults": "make faults", "examples": "make examples"}[kind]
     try:
-        document = results.read(kind, key)
+        document = results.read(kind, key, folder=root / "results")
     except ValueError as error:
         raise Unmade(f"{error}: run `{command}`") from error
     if document is None:
@@ -74,8 +74,8 @@ def result(kind: str, key: str) -> dict[str, Any]:
 
 def head(catalogue: Catalogue, pattern: Pattern, link: Link) -> str:
     """Return what stands under a pattern's title: summary, names, symptoms, when checked, the other faces."""
-    examples = result("examples", pattern.key)
-    faults = results.read("faults", pattern.key)
+    examples = result(catalogue.root, "examples", pattern.key)
+    faults = results.read("faults", pattern.key, folder=catalogue.root / "results")
     names = []
     if pattern.aka:
         names.append(f"<dt>Also known as</dt><dd>{', '.join(map(escape, pattern.aka))}</dd>")
@@ -99,13 +99,14 @@ def notebook_head(catalogue: Catalogue, key: str, link: Link) -> str:
     return f'<p class="faces">{" ".join(links)}</p>'
 
 
-def diagram(catalogue: Catalogue, key: str, link: Link, alt: str) -> str:
+def diagram(catalogue: Catalogue, pattern: Pattern, link: Link) -> str:
     """Return a pattern's drawing on its light card.
 
     Raises:
-        Unmade: the SVG has not been rendered.
+        Unmade: the SVG has not been rendered, or its source does not say what it shows.
     """
-    source = f"assets/diagrams/{key}.svg"
+    source = f"assets/diagrams/{pattern.key}.svg"
+    alt = alt_text(catalogue.root, pattern.key)
     if not (catalogue.root / "docs" / source).exists():
         raise Unmade(f"docs/{source} is not there: run `make diagrams`")
     address = link(source)
@@ -128,9 +129,9 @@ def alt_text(root: Path, key: str) -> str:
     return " ".join(doc.split())
 
 
-def related(catalogue: Catalogue, key: str, link: Link) -> str:
+def related(catalogue: Catalogue, pattern: Pattern, link: Link) -> str:
     """Return a page's edges and the inverses of those that name it, drawn as branches."""
-    edges = catalogue.edges(key)
+    edges = catalogue.edges(pattern.key)
     if not edges:
         return '<p class="made">No other pattern is related to this one yet.</p>'
     branches = []
@@ -144,8 +145,8 @@ def related(catalogue: Catalogue, key: str, link: Link) -> str:
         branches.append(
             f'<li><span class="kind">{edge.label}</span> <span class="to">{name} {why}</span></li>'
         )
-    title = escape(catalogue.patterns[key].title)
-    return f'<div class="related"><span class="here">{title}</span><ul>{"".join(branches)}</ul></div>'
+    here = f'<span class="here">{escape(pattern.title)}</span>'
+    return f'<div class="related">{here}<ul>{"".join(branches)}</ul></div>'
 
 
 def cards(patterns: Sequence[Pattern], link: Link, root: Path) -> str:
@@ -190,8 +191,10 @@ def shelves(catalogue: Catalogue, link: Link) -> str:
 
 def counts(catalogue: Catalogue) -> str:
     """Return what was run and what was lost, over all patterns."""
+    folder = catalogue.root / "results"
     found = tables.totals(
-        (results.read("examples", key), results.read("faults", key)) for key in catalogue.patterns
+        tuple(results.read(kind, key, folder=folder) for kind in ("examples", "faults"))
+        for key in catalogue.patterns
     )
     shown = (
         (len(catalogue.patterns), "patterns", "each a module, a proof, a notebook and a measurement"),
@@ -305,7 +308,8 @@ def module_of(uri: str) -> str:
 def source_of(root: Path, module: str) -> Path:
     """Return the file of a module; a package is its __init__.py."""
     path = root.joinpath(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    package = path / "__init__.py"
+    return package if package.exists() else path.with_suffix(".py")
 
 
 def _faces(catalogue: Catalogue, pattern: Pattern, link: Link) -> str:

@@ -100,7 +100,7 @@ def checked(examples: Document, faults: Document | None) -> str:
     return f'<p class="checked">{" · ".join(parts)}</p>'
 
 
-def totals(documents: Iterable[tuple[Document | None, Document | None]]) -> dict[str, int]:
+def totals(documents: Iterable[Sequence[Document | None]]) -> dict[str, int]:
     """Return what the home page counts, over each pattern's (examples, faults)."""
     counts = dict.fromkeys(("executed", "kinds", "injected", "lost", "duplicated", "unsure"), 0)
     for examples, faults in documents:
@@ -139,7 +139,8 @@ def _chart(unit: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _table(kind: str, head: Sequence[str], body: Sequence[str], note: str, numeric: Sequence[int]) -> str:
     cells = "".join(
-        f'<th scope="col"{" class=n" if at in numeric else ""}>{name}</th>' for at, name in enumerate(head)
+        f'<th scope="col" class="n">{name}</th>' if at in numeric else f'<th scope="col">{name}</th>'
+        for at, name in enumerate(head)
     )
     return (
         f'<div class="results {kind}"><table class="plain"><thead><tr>{cells}</tr></thead>'
