@@ -268,6 +268,12 @@ def server() -> Iterator[Server]:
     yield from _started(Server)
 
 
+@pytest.fixture(scope="module")
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """REDIS_URL, or a server for the tests of one file: for tests that need no more than some Redis."""
+    return os.environ.get("REDIS_URL") or str(request.getfixturevalue("server").url)
+
+
 @pytest.fixture
 def fresh_server() -> Iterator[Server]:
     """A server of the test's own, to kill, pause, restart or fill."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -129,10 +130,14 @@ async def test_a_lost_reply_was_carried_out(server: Server, app: str) -> None:
 
 
 async def test_a_lost_reply_of_a_long_request_was_carried_out(server: Server, app: str) -> None:
-    """A request of many chunks, matched by its last bytes through a function, is executed as a whole."""
-    value = b"x" * 500_000 + b"the end"
+    """A request of many chunks, matched as one by a function, is executed as a whole."""
+    value = b"the start" + b"x" * 500_000 + b"the end"
+
+    def both_ends(request: bytes) -> bool:
+        return b"the start" in request and b"the end" in request
+
     async with proxy(server.port) as p, once(p.port) as client, once(server.port) as direct:
-        with p.lose_reply(lambda request: b"the end" in request), pytest.raises(RedisConnectionError):
+        with p.lose_reply(both_ends), pytest.raises(RedisConnectionError):
             await client.set(app, value, px=60_000)
         assert await direct.get(app) == value
         assert p.injected == 1
@@ -223,7 +228,7 @@ async def test_a_hole_ends_at_the_timeout(way: Any, done: bytes | None, server: 
             start = time.monotonic()
             with pytest.raises(RedisTimeoutError):
                 await client.incr(app)
-            assert 0.24 < time.monotonic() - start < 0.9
+            assert 0.29 < time.monotonic() - start < 1.5
             assert p.injected == 1
         async with once(server.port) as direct:
             assert await direct.get(app) == done
@@ -371,7 +376,8 @@ def test_the_line_has_its_form(capsys: pytest.CaptureFixture[str]) -> None:
     book.unsure(2)
     book.close()
     said = capsys.readouterr().out
-    assert said == ("cache/cache_aside server killed: 2 injected, 0 lost, 0 duplicated, 1 unsure, 0.0 s\n")
+    line = r"cache/cache_aside server killed: 2 injected, 0 lost, 0 duplicated, 1 unsure, \d+\.\d s\n"
+    assert re.fullmatch(line, said)
 
 
 def test_the_row_is_one_that_results_accepts(tmp_path: Path) -> None:
@@ -388,6 +394,7 @@ def test_the_row_is_one_that_results_accepts(tmp_path: Path) -> None:
     document = results.read("faults", book.pattern, folder=tmp_path)
     assert path.exists()
     assert document is not None
+    assert 0 <= document["rows"][0].pop("seconds") < 60
     assert document["rows"] == [
         {
             "fault": "server killed",
@@ -395,7 +402,6 @@ def test_the_row_is_one_that_results_accepts(tmp_path: Path) -> None:
             "lost": 0,
             "duplicated": 0,
             "unsure": 0,
-            "seconds": 0.0,
             "held": "the origin answers",
             "bound": "0 lost, at most 2 duplicated, back within 5 s, reads go on",
             "naive": "no lock: 1 lost (3 injected)",
@@ -666,7 +672,7 @@ def test_rows_of_all_processes_are_joined_in_the_order_declared(
     done = run(tmp_path, *workers, RESULTS_DIR=str(tmp_path / "out"), FAULT_SEED="41")
     assert done.returncode == 0, done.stdout
     assert "FAULT_SEED=41" in done.stdout
-    assert "cache/one second: 1 injected, 0 lost, 0 duplicated, 1 unsure, 0.0 s" in done.stdout
+    assert "cache/one second: 1 injected, 0 lost, 0 duplicated, 1 unsure, " in done.stdout
     one = results.read("faults", "cache/one", folder=tmp_path / "out")
     two = results.read("faults", "cache/two", folder=tmp_path / "out")
     assert one is not None
@@ -686,9 +692,10 @@ def test_a_run_of_some_faults_leaves_the_results_as_they_were(tmp_path: Path) ->
     """A pattern of which a fault was left out or failed keeps its file of before, and the run says why."""
     tiny(tmp_path, TINY)
     out = tmp_path / "out"
-    done = run(tmp_path, "-k", "not second", RESULTS_DIR=str(out))
+    one_of_two = ("--deselect", "tests/cache/test_one.py::test_first[2]")
+    done = run(tmp_path, "-k", "not second", *one_of_two, RESULTS_DIR=str(out))
     assert done.returncode == 0, done.stdout
-    assert "results/faults/cache/one.json is as it was, for want of: second" in done.stdout
+    assert "results/faults/cache/one.json is as it was, for want of: first; second" in done.stdout
     assert [path.name for path in out.rglob("*.json")] == ["two.json"]
     done = run(tmp_path, "tests/cache/test_one.py", RESULTS_DIR=str(out))
     assert "results/faults/cache/one.json is as it was, for want of: third" in done.stdout

@@ -20,7 +20,7 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -212,21 +212,21 @@ class Proxy:
 
     async def _serve(self, connection: socket.socket) -> None:
         asked, client = await asyncio.open_connection(sock=connection)
-        try:
-            if isinstance(self.target, int):
-                answered, server = await asyncio.open_connection("127.0.0.1", self.target)
-            else:
-                answered, server = await asyncio.open_unix_connection(self.target)
-        except OSError:
-            return _reset(client)
-        self._links.add(link := _Link(client, server))
-        try:
-            up, down = self._pump(link, "up", asked, server), self._pump(link, "down", answered, client)
-            await asyncio.gather(up, down)
-        finally:
-            self._links.discard(link)
-            client.close()
-            server.close()
+        with closing(client):
+            try:
+                if isinstance(self.target, int):
+                    answered, server = await asyncio.open_connection("127.0.0.1", self.target)
+                else:
+                    answered, server = await asyncio.open_unix_connection(self.target)
+            except OSError:
+                return _reset(client)
+            with closing(server):
+                self._links.add(link := _Link(client, server))
+                up, down = self._pump(link, "up", asked, server), self._pump(link, "down", answered, client)
+                try:
+                    await asyncio.gather(up, down)
+                finally:
+                    self._links.discard(link)
 
     async def _pump(
         self, link: _Link, way: Way, source: asyncio.StreamReader, to: asyncio.StreamWriter
