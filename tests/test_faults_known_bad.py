@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from patterns.embedded import Server
     from tests.faults import Worker
 
+pytestmark = pytest.mark.slow
 KILLS = PAUSES = 3
 
 

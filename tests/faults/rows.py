@@ -92,7 +92,7 @@ def join(folder: Path, order: Sequence[Declared]) -> dict[str, Joined]:
         (json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")), key=itemgetter("test")
     )
     rows: dict[Declared, Row] = {}
-    lines: dict[str, list[str]] = {}
+    lines: dict[Declared, list[str]] = {}
     to_run: list[Declared] = []
     missing: set[Declared] = set()
     for part in parts:
@@ -101,7 +101,7 @@ def join(folder: Path, order: Sequence[Declared]) -> dict[str, Joined]:
         for left in part["rows"]:
             fault = Declared(left["pattern"], left["row"]["fault"])
             rows[fault] = _added(rows[fault], left["row"]) if fault in rows else left["row"]
-            lines.setdefault(fault.pattern, []).append(left["line"])
+            lines.setdefault(fault, []).append(left["line"])
         if not part["rows"]:
             missing |= set(faults)
     patterns = {fault.pattern for fault in to_run}
@@ -111,7 +111,7 @@ def join(folder: Path, order: Sequence[Declared]) -> dict[str, Joined]:
         pattern: Joined(
             [rows[each] for each in everything if each.pattern == pattern and each in rows],
             [each.fault for each in everything if each.pattern == pattern and each in missing],
-            lines.get(pattern, []),
+            [line for each in everything if each.pattern == pattern for line in lines.get(each, [])],
         )
         for pattern in sorted(patterns)
     }
