@@ -205,9 +205,8 @@ class Server:
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             with _forking:
-                self._guard = _shell(
-                    _GUARD, "guard", parent, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-                )
+                pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+                self._guard = _shell(_GUARD, "guard", parent, **pipes)
                 self._orders = cast("IO[bytes]", self._guard.stdin)
                 self._owner = os.getpid()
                 _entered.add(self)
@@ -427,7 +426,7 @@ class Server:
 class Sentinel:
     """Sentinels that watch a primary, and promote a replica when it is down; a context manager.
 
-    They know every replica that the primary has when they start, and find later ones within a second.
+    A primary that was replaced and is restarted comes up as a primary, until they turn it into a replica.
 
     Args:
         primary: a Server that is up.
@@ -453,7 +452,7 @@ class Sentinel:
     def __enter__(self) -> Self:
         """Start; return when each Sentinel knows the others and the replicas."""
         count = len(self.nodes)
-        replicas = int(_fields(self._primary.command("INFO", "replication"))["connected_slaves"])
+        replicas = len(self._primary.command("ROLE")[2])
         known = f"status=ok,address={_HOST}:{self._primary.port},slaves={replicas},sentinels={count}"
         with contextlib.ExitStack() as undo:
             _enter_all(undo, self.nodes)
@@ -653,10 +652,6 @@ def _reply(stream: BufferedIOBase) -> Any:
         case b"*":
             return [_reply(stream) for _ in range(int(rest))]
     raise ConnectionResetError("the server closed the connection")
-
-
-def _fields(info: str) -> dict[str, str]:
-    return dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
 
 
 def _node_table(node: Server) -> list[list[str]]:
