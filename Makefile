@@ -19,7 +19,7 @@ BENCH := .venv-bench/bin/python
 help:
 	@echo "The handbook's commands:"
 	@awk -F ' *## ' '/^[a-z-]+:.*##/ { split($$1, name, ":"); \
-		printf "  make %-27s %s\n", name[1] ($$3 ? " " $$3 : ""), $$2 }' Makefile
+		printf "  make %-30s %s\n", name[1] ($$3 ? " " $$3 : ""), $$2 }' Makefile
 	@echo "Variables: PYTHON=python3.12 makes .venv with another Python; PORT=8001 serves on another port."
 
 site: venv ## render every diagram and build site/, strictly
@@ -29,7 +29,7 @@ site: venv ## render every diagram and build site/, strictly
 serve: venv ## the same on 127.0.0.1:8000, reloading when a file changes
 	@$(PY) -m tools.site serve
 
-test: venv ## the whole proof: tests, faults, examples, notebooks, site, types; at most 5 minutes
+test: venv ## the whole proof: tests, faults, examples, notebooks, site, types; takes some minutes
 	@$(PY) -m tools.prove
 
 quick: venv ## what needs no server, browser or container; at most a minute
@@ -39,17 +39,17 @@ bench: known venv-bench ## measure with and without, and write results/benchmark
 	@$(BENCH) -m benchmarks.run $(if $(PATTERN),"$$PATTERN")
 
 faults: known venv ## inject every fault, and write results/faults ## [PATTERN=cat/name]
-	@RESULTS_DIR=results $(PY) -m pytest -q -s -W error -m faults \
+	@RESULTS_DIR=results $(PY) -m pytest -q -s -W error -m fault \
 		$(if $(PATTERN),"tests/$$(dirname "$$PATTERN")/test_$$(basename "$$PATTERN").py",tests)
 
 examples: known venv ## run the pages' examples, and write their outputs and results ## [PATTERN=cat/name]
 	@$(PY) -m tools.examples $(if $(PATTERN),"$$PATTERN")
 
-diagrams: venv ## draw docs/assets/diagrams again
-	@$(PY) -m tools.diagrams
+diagrams: known venv ## draw docs/assets/diagrams again ## [PATTERN=cat/name]
+	@$(PY) -m tools.diagrams $(if $(PATTERN),"$$PATTERN")
 
-notebooks: venv ## execute every notebook and save it again
-	@$(PY) -m tools.notebooks
+notebooks: known venv ## execute every notebook and save it again ## [PATTERN=cat/name]
+	@$(PY) -m tools.notebooks $(if $(PATTERN),"$$PATTERN")
 
 new: venv ## write the six files of a new pattern ## PATTERN=cat/name
 	@$(PY) -m tools.new "$$PATTERN"
@@ -75,6 +75,6 @@ venv-bench:
 	@PYTHON="$(PYTHON)" sh tools/venv.sh .venv-bench requirements-bench.txt
 
 known:
-	@test -z "$$PATTERN" || test -f "benchmarks/$$PATTERN.py" || { \
-		echo "There is no pattern '$$PATTERN' here: give the key of one, such as resiliency/circuit_breaker." >&2; \
-		exit 2; }
+	@case "$$PATTERN" in "") ;; */*) test -e "patterns/$$PATTERN.py" || test -e "patterns/$$PATTERN/__init__.py" ;; \
+		*) false ;; esac || { \
+		echo "There is no pattern '$$PATTERN' here: give a key such as resiliency/circuit_breaker." >&2; exit 2; }

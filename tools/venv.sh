@@ -46,17 +46,22 @@ log=$folder/pip.log
 {
   PIP_USER=0 "$folder/bin/python" -m pip install --require-hashes --disable-pip-version-check \
     --no-input --progress-bar off -r "$list" 2>&1 && echo pip-is-done
-} | tee "$log" | awk -v total="$total" -v terminal="$([ -t 2 ] && echo 1 || echo 0)" '
-  function show(text) {
-    if (terminal) printf "\r\033[K  %s", text
-    else if (last == "" || text !~ /^[0-9]/ || n % 20 == 0) printf "  %s\n", text
-    last = text
-    fflush()
-  }
-  /^Collecting /           { n++; show(n " of at most " total ": " $2) }
-  /^Installing collected / { show("unpacking ...") }
-  END                      { if (terminal) printf "\r\033[K" }
-' >&2
+} | tee "$log" | {
+  # On a terminal one line that changes; elsewhere every twentieth package.
+  n=0
+  while IFS= read -r line; do
+    case $line in
+      "Collecting "* | "Processing "*) # the second: a wheel that lies on this machine
+        n=$((n + 1))
+        package=${line#* } package=${package%% *} package=${package##*/}
+        if [ -t 2 ]; then printf '\r\033[K  %s of at most %s: %s' "$n" "$total" "$package" >&2
+        elif [ $((n % 20)) = 1 ]; then say "  $n of at most $total: $package"; fi ;;
+      "Installing collected "*)
+        if [ -t 2 ]; then printf '\r\033[K  unpacking ...' >&2; else say "  unpacking ..."; fi ;;
+    esac
+  done
+  if [ -t 2 ]; then printf '\r\033[K' >&2; fi
+}
 [ "$(tail -n 1 "$log")" = pip-is-done ] || {
   tail -n 15 "$log" >&2
   stop "The packages of $list could not be installed; the whole of pip's report is in $log."
