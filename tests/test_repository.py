@@ -337,6 +337,97 @@ def test_test_without_claim_is_found(source: str) -> None:
     assert without_claim(source) == ["test_x"]
 
 
+# What the machines of others run
+
+
+def workflow_faults(text: str) -> list[str]:
+    """Return what a workflow does that it should not."""
+    flow = yaml.safe_load(text)
+    found = []
+    if flow.get("permissions") != {"contents": "read"}:
+        found.append("the workflow must have `permissions: contents: read` at its top")
+    if "pull_request_target" in text:
+        found.append("pull_request_target gives secrets to strangers' code")
+    for name, job in flow["jobs"].items():
+        if "timeout-minutes" not in job:
+            found.append(f"{name} may run for ever: give it timeout-minutes")
+        if job.get("continue-on-error"):
+            found.append(f"{name} cannot go red")
+        for step in job["steps"]:
+            if "uses" in step and not re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"]):
+                found.append(f"{name}: {step['uses']} is not an official action pinned by its major version")
+            if step.get("continue-on-error") or "|| true" in step.get("run", ""):
+                found.append(f"{name}: a step cannot go red")
+            if "${{" in step.get("run", ""):
+                found.append(f"{name}: an expression inside a shell command: hand it on by env")
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob(".github/workflows/*.yml")), ids=lambda path: path.stem)
+def test_workflow_is_modest_and_can_go_red(path: Path) -> None:
+    """A workflow has the least permissions, pinned actions, time limits, and no step that cannot fail."""
+    assert workflow_faults(path.read_text("utf-8")) == []
+
+
+def test_workflow_that_is_not_modest_is_found() -> None:
+    """Each of the rules above finds what breaks it."""
+    flow = {
+        "jobs": {
+            "a": {
+                "continue-on-error": True,
+                "steps": [
+                    {"uses": "stranger/action@main"},
+                    {"run": "make test || true"},
+                    {"run": "echo ${{ github.event.issue.title }}"},
+                ],
+            }
+        }
+    }
+    found = "\n".join(workflow_faults(yaml.safe_dump(flow) + "# pull_request_target\n"))
+    for complaint in (
+        "permissions",
+        "secrets",
+        "for ever",
+        "a cannot go red",
+        "official",
+        "a step",
+        "by env",
+    ):
+        assert complaint in found
+
+
+def test_workflows_test_what_the_package_promises() -> None:
+    """Every Python that the package says it supports is tested on Linux and macOS, by `make test`."""
+    flow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text("utf-8"))
+    matrix = flow["jobs"]["test"]["strategy"]["matrix"]
+    promised = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["project"]["classifiers"]))
+    assert matrix == {"os": ["ubuntu-latest", "macos-latest"], "python": promised}
+    assert "make test" in str(flow["jobs"]["test"]["steps"])
+
+
+@pytest.mark.parametrize("script", [".ci/run", ".ci/podman-setup"])
+def test_ci_script_parses_and_can_go_red(script: str) -> None:
+    """The script stops at the first failure, swallows none, and is valid."""
+    text = (ROOT / script).read_text("utf-8")
+    assert "set -euo pipefail" in text
+    assert not re.search(r"\|\|\s*(?:true|:)", text)
+    done = subprocess.run(["bash", "-n", str(ROOT / script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_ci_allows_no_skip() -> None:
+    """`.ci/run` names every service that a test may ask for, so that none of them can be skipped."""
+    asked = {
+        service
+        for name in own(".py")
+        if name.startswith("tests/")
+        for service in re.findall(r"\bneeds\(\"([\w-]+)\"\)", text_of(name))
+    } - {"no-such-service", "sh"}
+    required = re.search(r"REQUIRE=(\S+)", (ROOT / ".ci/run").read_text("utf-8"))
+    assert required is not None
+    assert asked <= set(required[1].split(","))
+
+
 # What the tools say
 
 
