@@ -1,0 +1,74 @@
+"""Single flight in one process: those who want the same thing at the same time share one task.
+
+Nobody owns the task. A caller that is cancelled leaves the others waiting for it; only the last one to leave
+takes it along, and waits until it has cleaned up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+__all__ = ["FlightCancelled", "Flights"]
+
+T = TypeVar("T")
+
+
+class FlightCancelled(Exception):
+    """The task cancelled itself; those who wait for it were not cancelled."""
+
+
+@dataclass(slots=True, eq=False)
+class _Flight(Generic[T]):
+    task: asyncio.Task[T] = field(init=False)
+    waiting: int = 0
+
+
+class Flights(Generic[T]):
+    """The tasks under way, one for each key."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[str, _Flight[T]] = {}
+
+    # --8<-- [start:share]
+    async def share(self, key: str, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return what the task of `key` returns; begin one if there is none.
+
+        Raises:
+            FlightCancelled: the task was cancelled, and not by us.
+            Exception: whatever the task raised.
+        """
+        flight = self._under_way.get(key)
+        if flight is None:
+            flight = self._under_way[key] = _Flight()
+            flight.task = asyncio.ensure_future(self._fly(key, flight, begin()))
+            # Those who wait read its exception; where nobody is left, nobody misses it.
+            flight.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        flight.waiting += 1
+        try:
+            await asyncio.wait((flight.task,))  # unlike `await task`, it is not cancelled with us
+        finally:
+            flight.waiting -= 1
+            if not flight.waiting and not flight.task.done():
+                self._forget(key, flight)
+                flight.task.cancel()
+                await asyncio.wait((flight.task,))
+        if flight.task.cancelled():
+            raise FlightCancelled
+        return flight.task.result()
+
+    # --8<-- [end:share]
+
+    async def _fly(self, key: str, flight: _Flight[T], work: Coroutine[Any, Any, T]) -> T:
+        try:
+            return await work
+        finally:
+            self._forget(key, flight)
+
+    def _forget(self, key: str, flight: _Flight[T]) -> None:
+        if self._under_way.get(key) is flight:
+            del self._under_way[key]

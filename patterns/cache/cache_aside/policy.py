@@ -1,0 +1,81 @@
+"""How long a cached value is good, and what a load may cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Policy"]
+
+_SHORTEST = 0.001
+_LONGEST = 1e9
+
+
+# --8<-- [start:policy]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How long a value is good, and what a load may cost.
+
+    Attributes:
+        ttl: seconds for which a value is kept.
+        negative_ttl: seconds for which None, "there is no such thing", is kept; 0 keeps none.
+        max_loads: most loads at once in this process.
+        jitter: how far the time kept strays from `ttl`, as a share of it, in [0, 1).
+        lease: most seconds that a load may take, and that others wait for it.
+        poll: seconds between two looks at a load of another process.
+        stale_if_error: seconds after it expired for which a value may stand in for a load that failed.
+        stale_on: the errors of a load for which it may.
+        unsure: errors of a write after which it may have been done all the same.
+        max_bytes: most bytes of one encoded value.
+        timeout: most seconds that one exchange with Redis may take.
+        back_off: most seconds for which Redis is left alone after it did not answer.
+    """
+
+    ttl: float
+    negative_ttl: float
+    max_loads: int
+    jitter: float = 0.1
+    lease: float = 5.0
+    poll: float = 0.02
+    stale_if_error: float = 0.0
+    stale_on: tuple[type[Exception], ...] = ()
+    unsure: tuple[type[Exception], ...] = (TimeoutError, ConnectionError)
+    max_bytes: int = 1_048_576
+    timeout: float = 0.25
+    back_off: float = 1.0
+    # --8<-- [end:policy]
+
+    def __post_init__(self) -> None:
+        for name in ("ttl", "lease", "poll", "timeout", "back_off"):
+            if not _SHORTEST <= _number(self, name) < _LONGEST:
+                raise ValueError(
+                    f"{name} must be >= {_SHORTEST} and < {_LONGEST:g} seconds, got {getattr(self, name)!r}"
+                )
+        for name in ("negative_ttl", "stale_if_error"):
+            if not 0 <= _number(self, name) < _LONGEST:
+                raise ValueError(
+                    f"{name} must be >= 0 and < {_LONGEST:g} seconds, got {getattr(self, name)!r}"
+                )
+        if not 0 <= _number(self, "jitter") < 1:
+            raise ValueError(f"jitter must be in [0, 1), got {self.jitter!r}")
+        for name in ("max_loads", "max_bytes"):
+            count = getattr(self, name)
+            if type(count) is not int or count < 1:
+                raise ValueError(f"{name} must be a whole number >= 1, got {count!r}")
+        for name in ("stale_on", "unsure"):
+            kinds = getattr(self, name)
+            if not isinstance(kinds, tuple) or not all(
+                isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds
+            ):
+                raise ValueError(f"{name} must be a tuple of Exception classes, got {kinds!r}")
+        if bool(self.stale_on) != (self.stale_if_error > 0):
+            raise ValueError(
+                "stale_if_error and stale_on must be given together, "
+                f"got {self.stale_if_error!r} and {self.stale_on!r}"
+            )
+
+
+def _number(policy: Policy, field: str) -> float:
+    value = getattr(policy, field)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{field} must be a number, got {value!r}")
+    return value
