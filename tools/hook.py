@@ -280,7 +280,7 @@ def _search(uri: str, catalogue: Catalogue) -> dict[str, object]:
         return {"exclude": True}
     if uri.endswith(".ipynb"):
         return {"boost": 0.5}
-    return {"boost": 0.25} if uri.startswith("api/") else {"boost": 1}
+    return {"boost": 0.25} if uri.startswith("api/") else {"boost": 0.5}
 
 
 def _generate(files: Files, config: MkDocsConfig, uri: str, edit_uri: str | None) -> None:
