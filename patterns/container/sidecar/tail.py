@@ -1,0 +1,226 @@
+"""Reads the lines of a log that another process writes and rotates, and knows where it is.
+
+The writer is left alone: its files are opened for reading only and never locked. Rotation is understood as
+`logging.handlers.RotatingFileHandler` and logrotate do it without `copytruncate`: `app.log` becomes
+`app.log.1`, which becomes `app.log.2`, and so on, uncompressed. A file is known by its inode and its first
+line, so that a position outlives a restart of the reader, a renaming, and an inode that is used again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Line", "Position", "Tail"]
+
+_CHUNK = 65_536
+_HEAD = 256  # bytes of its first line that a file is known by
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place between two lines.
+
+    Attributes:
+        seq: how many lines came before it, ever.
+        file: identity of the file, "" before the first line.
+        offset: bytes of that file before it.
+    """
+
+    seq: int = 0
+    file: str = ""
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line without its line end, and the position after it; `after.seq` is its number, from 1."""
+
+    text: bytes
+    after: Position
+
+
+class Tail:
+    """Follows one log through its rotations.
+
+    Args:
+        path: the file that is being written; it need not exist yet.
+        start: where to go on, from `Line.after`; the default is the beginning of the oldest file.
+        longest: bytes that are kept of a line; what is beyond is cut off, and the line still counts once.
+
+    Attributes:
+        gaps: how often it could not tell whether it has seen every line: its file was gone, or was cut.
+    """
+
+    def __init__(self, path: Path, start: Position | None = None, *, longest: int = 16_384) -> None:
+        self._path = path
+        self._longest = longest
+        self._at = start or Position()
+        self._file: BinaryIO | None = None
+        self._identity = ""  # of the open file, once its first line is whole
+        self._read = 0  # bytes of the open file that have been read
+        self._lines: deque[tuple[bytes, int]] = deque()  # read and not handed out; where each ends
+        self._rest = b""  # the beginning of a line whose end has not been written yet
+        self.gaps = 0
+
+    @property
+    def endangered(self) -> bool:
+        """Whether a rotation has deleted the open file, so that the next one may delete what follows it."""
+        return self._file is not None and os.fstat(self._file.fileno()).st_nlink == 0
+
+    # --8<-- [start:read]
+    def read(self, most: int) -> list[Line]:
+        """Return up to `most` lines that have been written since; it never waits."""
+        lines: list[Line] = []
+        while len(lines) < most:
+            if self._lines:
+                text, end = self._lines.popleft()
+                self._at = Position(self._at.seq + 1, self._identity, end)
+                lines.append(Line(text, self._at))
+            elif self._file is None:
+                if not self._open_where_it_was():
+                    break
+            elif not self._load() and not self._go_on():
+                break
+        return lines
+
+    # --8<-- [end:read]
+
+    def close(self) -> None:
+        """Close the file; `read` opens it again where it was."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._lines.clear()
+
+    def _load(self) -> bool:
+        """Read on in the open file; False at its end."""
+        assert self._file is not None  # noqa: S101  read() has opened it
+        chunk = self._file.read(_CHUNK)
+        end = self._read
+        self._read += len(chunk)
+        *whole, rest = chunk.split(b"\n")
+        for part in whole:
+            end += len(part) + 1
+            self._lines.append(((self._rest + part)[: self._longest], end))
+            self._rest = b""
+        self._rest = (self._rest + rest)[: self._longest]
+        if whole and not self._identity:
+            self._identity = _identity(self._file)
+        return bool(chunk)
+
+    # --8<-- [start:go_on]
+    def _go_on(self) -> bool:
+        """At the end of the open file: go on in the next; False if there is nothing to read now.
+
+        There is one writer, so this file is complete as soon as something is in the newest. Not before:
+        after a rotation by logrotate the writer goes on in the old file until it is told.
+        """
+        assert self._file is not None  # noqa: S101  read() has opened it
+        mine = os.fstat(self._file.fileno())
+        if mine.st_size < self._read:  # cut in place
+            self.gaps += 1
+            self._begin(self._file)
+            return True
+        files = self._files()
+        if not files or files[-1].path != self._path or files[-1].inode == _inode(mine) or not files[-1].size:
+            return False
+        if os.fstat(self._file.fileno()).st_size > self._read:
+            return True  # written before the newest was
+        if self._rest:  # its writer ended in the middle of a line
+            self._lines.append((self._rest, self._read))
+            self._identity = self._identity or _identity(self._file)
+            self._rest = b""
+            return True
+        known = [number for number, found in enumerate(files) if found.inode == _inode(mine)]
+        following = self._open(files, known[0] + 1 if known else _first_not_older(files, mine.st_mtime_ns))
+        if following is None:
+            return False  # files are being renamed while we look
+        self.gaps += not known
+        self._file.close()
+        self._begin(following)
+        return True
+
+    # --8<-- [end:go_on]
+
+    def _open_where_it_was(self) -> bool:
+        """Open the file of the position, or else the oldest; False while there is none."""
+        files = self._files()
+        if self._at.file:
+            for number in range(len(files)):
+                file = self._open(files, number)
+                if file is None:
+                    return False
+                if _identity(file) == self._at.file and os.fstat(file.fileno()).st_size >= self._at.offset:
+                    self._begin(file, self._at.offset)
+                    self._identity = self._at.file
+                    return True
+                file.close()
+        oldest = self._open(files, 0)
+        if oldest is None:
+            return False
+        self.gaps += bool(self._at.file)
+        self._begin(oldest)
+        return True
+
+    def _begin(self, file: BinaryIO, offset: int = 0) -> None:
+        file.seek(offset)
+        self._file, self._identity, self._read, self._rest = file, "", offset, b""
+
+    def _open(self, files: list[_Found], number: int) -> BinaryIO | None:
+        """Open one of `files`; None if there is none, or names changed meanwhile and `files` is not true."""
+        if number >= len(files):
+            return None
+        try:
+            file = files[number].path.open("rb", buffering=0)
+        except FileNotFoundError:
+            return None
+        if self._files() == files:
+            return file
+        file.close()
+        return None
+
+    def _files(self) -> list[_Found]:
+        """The rotated files and the log itself, oldest first."""
+        numbered = []
+        with os.scandir(self._path.parent) as entries:
+            for entry in entries:
+                suffix = entry.name.removeprefix(f"{self._path.name}.")
+                if suffix != entry.name and suffix.isdecimal():
+                    numbered.append((int(suffix), self._path.with_name(entry.name)))
+        found = []
+        for path in [*(path for _, path in sorted(numbered, reverse=True)), self._path]:
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue
+            found.append(_Found(path, _inode(status), status.st_size, status.st_mtime_ns))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    path: Path
+    inode: tuple[int, int]
+    size: int = field(compare=False)
+    written: int = field(compare=False)  # ns, wall clock
+
+
+def _inode(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _first_not_older(files: list[_Found], written: int) -> int:
+    return next((number for number, found in enumerate(files) if found.written >= written), len(files))
+
+
+def _identity(file: BinaryIO) -> str:
+    """Return inode and digest of the first line, or of what is taken of it."""
+    head = os.pread(file.fileno(), _HEAD, 0).partition(b"\n")[0]
+    return f"{os.fstat(file.fileno()).st_ino:x}-{hashlib.blake2b(head, digest_size=8).hexdigest()}"
