@@ -77,7 +77,7 @@ class Installed:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory, needs: Callable[[str], str]) -> Installed:
-    """Build the wheel as pip does, and install it; skip (with REQUIRE=pypi: fail) where no index is reached."""
+    """Build the wheel as pip does, and install it; without an index skip, or with REQUIRE=pypi fail."""
 
     def pip(python: str, *arguments: str) -> None:
         done = subprocess.run(
