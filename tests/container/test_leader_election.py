@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
+import os
 import pickle
 import random
+import signal
 import sqlite3
 from collections import Counter
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 from hypothesis import Phase, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import run_state_machine_as_test
 
 from patterns.clock import ManualClock
 from patterns.container.leader_election import (
@@ -43,83 +38,28 @@ from patterns.container.leader_election import (
     StoppedLeading,
     Term,
 )
-from patterns.embedded import Server
+from patterns.container.leader_election.__main__ import main
+from patterns.embedded import NoFakeTime, Server
 from patterns.events import Recorder
 from patterns.keyspace import Client, Keyspace, OutcomeUnknown, opened
+from tests.container import paused_leader
+from tests.container.election_model import SLOW, MemoryLease, Overlapping
 from tests.eventually import eventually
+from tests.faults import proxy
 from tests.faults.leaks import immortal_keys
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
     from pathlib import Path
 
     from patterns.embedded import Cluster
+    from tests.faults import Ledger, Worker
 
 Make = Any  # the class that is proved, or a naive variant with the same constructor
 
-SLOW = Policy()
-FAST = Policy(lease_duration=0.3, renew_deadline=0.2, retry_period=0.05)
-SLACK = 0.5  # seconds that a busy machine may add to a bound of real time
-
-
-class MemoryLease:
-    """A lease in memory, on a clock that a test moves; it can be slow, down, silent, or lose its replies."""
-
-    name = "report"
-
-    def __init__(self, clock: ManualClock) -> None:
-        self.clock = clock
-        self.holder, self.token, self.fence, self.ends = "", 0, 0, -math.inf
-        self.requests: list[tuple[float, str]] = []
-        self.reply_after = 0.0
-        self.down = self.silent = False
-        self.lose_replies = 0
-
-    async def acquire(self, holder: str, milliseconds: int, floor: int) -> Granted | Refused:
-        answer = self._acquire(holder, milliseconds, floor) if self._heard("acquire") else None
-        await self._reply()
-        assert answer is not None
-        return answer
-
-    async def renew(self, holder: str, milliseconds: int) -> bool:
-        mine = self._heard("renew") and self._current() == holder
-        if mine:
-            self.ends = self.clock.monotonic() + milliseconds / 1000
-        await self._reply()
-        return mine
-
-    async def release(self, holder: str) -> bool:
-        mine = self._heard("release") and self._current() == holder
-        if mine:
-            self.ends = -math.inf
-        await self._reply()
-        return mine
-
-    def _heard(self, request: str) -> bool:
-        self.requests.append((self.clock.monotonic(), request))
-        return not (self.down or self.silent)
-
-    def _current(self) -> str:
-        return self.holder if self.clock.monotonic() < self.ends else ""
-
-    def _acquire(self, holder: str, milliseconds: int, floor: int) -> Granted | Refused:
-        now = self.clock.monotonic()
-        if self._current() not in {"", holder}:
-            return Refused(self.holder, self.ends - now)
-        if self._current() == "" or self.token <= floor:
-            self.token = self.fence = max(self.fence, floor) + 1
-        self.holder, self.ends = holder, now + milliseconds / 1000
-        return Granted(self.token)
-
-    async def _reply(self) -> None:
-        if self.down:
-            raise ConnectionError("refused")
-        if self.silent:
-            await asyncio.Event().wait()
-        await self.clock.sleep(self.reply_after)
-        if self.lose_replies:
-            self.lose_replies -= 1
-            raise OutcomeUnknown("EVALSHA", "the reply was lost")
+FAST = Policy(lease_duration=0.5, renew_deadline=0.35, retry_period=0.1)
+SLACK = 1.0  # seconds that a busy machine may add to a bound of real time
+PROCESS = "patterns.container.leader_election"
 
 
 async def forever(term: Term) -> None:
@@ -250,102 +190,6 @@ def test_a_term_that_is_over_stays_over() -> None:
 
 
 # 2: one holder, and no two valid terms
-
-
-class Overlapping(RuleBasedStateMachine):
-    """Three candidates whose clocks run at different rates, a store, and messages that take their time."""
-
-    make_term: Make = Term
-
-    @initialize(rates=st.permutations([0.991, 1.0, 1.009]))
-    def begin(self, rates: list[float]) -> None:
-        self.time = ManualClock()
-        self.store = MemoryLease(self.time)
-        self.rates = rates
-        self.clocks = [ManualClock(start=1000.0 * number) for number in range(3)]
-        self.terms: list[Term | None] = [None] * 3
-        self.sent: list[float | None] = [None] * 3
-        self.answer: list[Granted | Refused | bool | None] = [None] * 3
-        self.holders = itertools.count()
-        self.names = ["", "", ""]
-
-    @rule(who=st.integers(0, 2))
-    def send(self, who: int) -> None:
-        """Send a request: to renew, if the term is valid, else to acquire."""
-        if self.sent[who] is None:
-            term = self.terms[who]
-            if term is not None and not term.valid:
-                self.terms[who] = None
-            self.sent[who] = self.clocks[who].monotonic()
-            if self.terms[who] is None:
-                self.names[who] = f"{who}/{next(self.holders)}"
-
-    @rule(who=st.integers(0, 2))
-    def arrive(self, who: int) -> None:
-        """Let the store carry out a request."""
-        if self.sent[who] is not None and self.answer[who] is None:
-            if self.terms[who] is None:
-                self.answer[who] = self.store._acquire(self.names[who], SLOW.lease_ms, 0)
-            else:
-                mine = self.store._current() == self.names[who]
-                self.answer[who] = mine
-                if mine:
-                    self.store.ends = self.time.monotonic() + SLOW.lease_duration
-
-    @rule(who=st.integers(0, 2))
-    def reply(self, who: int) -> None:
-        """Let the reply reach the candidate."""
-        sent, answer, term = self.sent[who], self.answer[who], self.terms[who]
-        if sent is None or answer is None:
-            return
-        if isinstance(answer, Granted):
-            clock = self.clocks[who]
-            self.terms[who] = self.make_term(
-                "report", self.names[who], answer.token, policy=SLOW, clock=clock, sent=sent
-            )
-        elif term is not None and answer is True:
-            term.renewed(sent)
-        elif term is not None:
-            term.end()
-        self.sent[who] = self.answer[who] = None
-
-    @rule(who=st.integers(0, 2))
-    def exchange(self, who: int) -> None:
-        """Do all three in no time."""
-        self.exchange_slowly(who, 0.0)
-
-    @rule(who=st.integers(0, 2), seconds=st.sampled_from([0.2, 1.0, 3.0]))
-    def exchange_slowly(self, who: int, seconds: float) -> None:
-        """Send a request, and let the reply take its time."""
-        self.send(who)
-        self.arrive(who)
-        self.wait(seconds)
-        self.reply(who)
-
-    @rule(who=st.integers(0, 2))
-    def lose(self, who: int) -> None:
-        """Lose a request or its reply."""
-        self.sent[who] = self.answer[who] = None
-
-    @rule(seconds=st.sampled_from([0.2, 3.0, 10.0]))
-    def wait(self, seconds: float) -> None:
-        """Let time pass, for each at its own rate."""
-        self.time.jump(seconds)
-        for clock, rate in zip(self.clocks, self.rates, strict=True):
-            clock.jump(seconds * rate)
-
-    @rule(who=st.integers(0, 2))
-    def take_over(self, who: int) -> None:
-        """Ask in the very moment in which the store frees the lease."""
-        if self.store._current():
-            self.wait(self.store.ends - self.time.monotonic())
-        self.exchange_slowly(who, 0.0)
-
-    @invariant()
-    def one_valid_term(self) -> None:
-        if hasattr(self, "terms"):
-            valid = [term.token for term in self.terms if term is not None and term.valid]
-            assert len(valid) <= 1, f"{len(valid)} terms are valid at one time"
 
 
 def check_no_two_terms_are_valid(make_term: Make) -> None:
@@ -611,6 +455,26 @@ async def test_without_the_floor_a_token_comes_again(server: Server, app: str, t
 
 
 @pytest.mark.invariant(3)
+@pytest.mark.parametrize(("floor", "token"), [(0, 1), (1, 2), (41, 42)])
+async def test_the_token_is_the_first_above_stored_and_floor(floor: int, token: int) -> None:
+    """max(stored, floor) + 1, in virtual time; and a follower does not ask the resource at all."""
+    clock = ManualClock()
+    store = MemoryLease(clock)
+    asked = 0
+
+    async def seen() -> int:
+        nonlocal asked
+        asked += 1
+        return floor
+
+    first, second = (Candidate(label, store, SLOW, floor=seen, clock=clock) for label in "ab")
+    async with running(first), running(second):
+        await clock.advance(10)
+        assert first.term is not None
+        assert (first.term.token, asked) == (token, 1)
+
+
+@pytest.mark.invariant(3)
 def test_a_refused_or_broken_transaction_leaves_nothing(tmp_path: Path) -> None:
     """What was written before an exception is rolled back, and the next transaction begins afresh."""
     with a_database(tmp_path / "a.db") as database:
@@ -699,6 +563,19 @@ async def test_it_does_the_same_on_a_cluster(cluster: Cluster, app: str) -> None
         await check_tokens_rise(RedisLease, client, f"{app}-3")
         await check_touches_only_its_own(RedisLease, client, f"{app}-4")
         await check_the_store_has_one_holder(RedisLease, client, f"{app}-2")
+
+
+@pytest.mark.invariant(4)
+async def test_a_renewal_that_is_refused_ends_the_term_at_once() -> None:
+    """Another holds the lease: the work ends at the next renewal, and nothing is sent to release it."""
+    clock, heard = ManualClock(), Recorder()
+    store = MemoryLease(clock)
+    async with running(Candidate("a", store, SLOW, clock=clock, on_event=heard)):
+        await clock.advance(0)
+        store.holder = "another"
+        await clock.advance(SLOW.retry_period)
+        assert [event.reason for event in heard.of(StoppedLeading)] == [Reason.LOST]
+        assert [what for _, what in store.requests] == ["acquire", "renew"]
 
 
 # 5: somebody leads again
@@ -936,6 +813,21 @@ async def test_work_that_finds_its_term_over_makes_the_candidate_campaign_again(
     await clock.advance(SLOW.retry_period * 1.2)
     assert await task is True
     assert [event.reason for event in heard.of(StoppedLeading)] == [Reason.LOST, Reason.ENDED]
+
+
+@pytest.mark.invariant(6)
+async def test_work_that_cancels_itself_has_failed() -> None:
+    """The caller gets the CancelledError, and the lease is given up."""
+    clock, heard = ManualClock(), Recorder()
+    store = MemoryLease(clock)
+
+    async def work(term: Term) -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await Candidate("a", store, SLOW, clock=clock, on_event=heard).run(work)
+    assert [event.reason for event in heard.of(StoppedLeading)] == [Reason.FAILED]
+    assert store._current() == ""
 
 
 @pytest.mark.invariant(6)
@@ -1310,3 +1202,478 @@ async def test_wait_replicas_asks_the_node_that_has_the_lease(
             with pytest.raises(NotReplicated):
                 await lease.renew("a", 10_000)
         assert await lease.renew("a", 10_000)
+
+
+# real processes
+
+
+def candidate_process(spawn: Callable[..., Worker], url: str, app: str, path: Path, label: str) -> Worker:
+    """Start a candidate that writes its label and token to `path` while it leads."""
+    policy = ["--lease", FAST.lease_duration, "--deadline", FAST.renew_deadline, "--retry", FAST.retry_period]
+    return spawn(
+        *(PROCESS, "report", "--label", label, "--database", path, "--app", app, "--every", 0.02, *policy),
+        env={"REDIS_URL": url},
+    )
+
+
+def leader_of(path: Path) -> tuple[int, str]:
+    """Return the token and the label of the newest heartbeat."""
+    sql = sqlite3.connect(path)
+    with suppress(sqlite3.OperationalError):  # there is no table yet
+        row = sql.execute("SELECT token, label FROM beats ORDER BY rowid DESC LIMIT 1").fetchone()
+        sql.close()
+        return row or (0, "")
+    sql.close()
+    return 0, ""
+
+
+async def next_leader(path: Path, after: int, within: float = 15) -> tuple[int, str]:
+    """Wait for a heartbeat with a token above `after`."""
+
+    def newer() -> tuple[int, str] | None:
+        found = leader_of(path)
+        return found if found[0] > after else None
+
+    return await eventually(newer, within=within) or (0, "")
+
+
+async def all_have_started(workers: Iterable[Worker]) -> None:
+    """Wait until each process follows or leads."""
+
+    def asked() -> bool:
+        return all("Observed" in worker.output or "Started" in worker.output for worker in workers)
+
+    await eventually(asked, within=15)
+
+
+@pytest.mark.fault("SIGKILL of the leader")
+async def test_a_killed_leader_is_followed(
+    server: Server, app: str, tmp_path: Path, spawn: Callable[..., Worker], ledger: Callable[..., Ledger]
+) -> None:
+    """Five leaders are killed in their work; within lease + 1.2 retry another one works, with a new token."""
+    kills = 5
+    bound = FAST.lease_duration + 1.2 * FAST.retry_period
+    book = ledger(within=bound + SLACK, bound=f"lease + 1.2 retry = {bound:g} s")
+    path = tmp_path / "beats.db"
+    alive = {label: candidate_process(spawn, server.url, app, path, label) for label in "abcdefg"}
+    await all_have_started(alive.values())
+    async with opened(server.url) as client:
+        await client.set(f"{app}:naive", "held by a process that was killed", nx=True)
+        for kill in range(kills):
+            token, label = await next_leader(path, kill)
+            alive.pop(label).kill()
+            book.injected()
+            new, _ = await next_leader(path, token)
+            book.recovered()
+            book.acked(f"term {new}")
+        stuck = await client.exists(f"{app}:naive")
+    sql = sqlite3.connect(path)
+    for token, labels in sql.execute("SELECT token, count(DISTINCT label) FROM beats GROUP BY token"):
+        book.effect(f"term {token}", labels)
+    rows = [token for (token,) in sql.execute("SELECT token FROM beats ORDER BY rowid")]
+    sql.close()
+    assert rows == sorted(rows), "a token went back"
+    book.held(f"another process led in time, {kills} of {kills} times, with a higher token")
+    assert stuck
+    book.naive(f"a lock without expiry: {stuck} lock, held by the dead after {kills} kills")
+
+
+@pytest.mark.fault("SIGSTOP for longer than the lease, between the look at it and the write")
+async def test_a_paused_leader_writes_nothing_stale(
+    server: Server, app: str, tmp_path: Path, spawn: Callable[..., Worker], ledger: Callable[..., Ledger]
+) -> None:
+    """Ten pauses: with the fence each late write is refused, without it each overwrites the successor's."""
+    book = ledger(bound="every stale write refused")
+    await paused_between_look_and_write("fenced", book, 10, server.url, app, tmp_path / "a.db", spawn)
+    naive = book.without("no fence")
+    await paused_between_look_and_write(
+        "unfenced", naive, 10, server.url, f"{app}-n", tmp_path / "b.db", spawn
+    )
+    assert naive.lost == 10
+    book.held("the resource refused the late write each time")
+
+
+async def paused_between_look_and_write(
+    kind: str, book: Ledger, pauses: int, url: str, app: str, path: Path, spawn: Callable[..., Worker]
+) -> None:
+    """Pause a leader, let another one write, continue the first, and look whose value stands."""
+    with a_database(path) as database:
+        old = spawn(paused_leader.__name__, kind, url, app, path)
+        process = psutil.Process(old.pid)
+        async with opened(url) as client:
+            lease = RedisLease("report", client, app=app)
+            for turn in range(pauses):
+
+                async def work(term: Term, value: str = f"new leader {turn}") -> None:
+                    write(database, term, value)
+
+                await old.said("sure of its lease", within=15)
+                await eventually(lambda: process.status() == psutil.STATUS_STOPPED, within=5)
+                book.injected()
+                await Candidate("new leader", lease, paused_leader.FAST).run(work)
+                book.acked(turn)
+                old.cont()
+                await old.said("was refused" if kind == "fenced" else "has written", within=5)
+                if register(path) == f"new leader {turn}":
+                    book.effect(turn)
+
+
+@pytest.mark.fault("SIGTERM to the leader")
+async def test_a_leader_that_is_told_to_end_resigns(
+    server: Server, app: str, tmp_path: Path, spawn: Callable[..., Worker], ledger: Callable[..., Ledger]
+) -> None:
+    """It ends its work, gives the lease back, and exits with 0; the next one need not wait for the lease."""
+    book = ledger(within=1.2 * FAST.retry_period + SLACK, bound="1.2 retry, not a lease")
+    path = tmp_path / "beats.db"
+    alive = {label: candidate_process(spawn, server.url, app, path, label) for label in "abcd"}
+    await all_have_started(alive.values())
+    for turn in range(3):
+        token, label = await next_leader(path, turn)
+        ends = alive.pop(label)
+        ends.terminate()
+        book.injected()
+        await next_leader(path, token)
+        book.recovered()
+        book.acked(turn)
+        if await ends.ended(within=5) == 0 and "reason=<Reason.CANCELLED" in ends.output:
+            book.effect(turn)
+    book.held("the work ended, the lease was released, the exit code was 0")
+
+
+async def test_the_process_in_this_process(
+    server: Server,
+    app: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`main` leads, says so line by line, and ends in good order at SIGTERM."""
+    monkeypatch.setenv("REDIS_URL", server.url)
+    path = tmp_path / "beats.db"
+    arguments = ["report", "--label", "a", "--database", str(path), "--app", app, "--every", "0.01"]
+    task = asyncio.create_task(main(arguments))
+    assert await next_leader(path, 0) == (1, "a")
+    os.kill(os.getpid(), signal.SIGTERM)
+    await task
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("(")[0] for line in lines] == ["StartedLeading", "StoppedLeading"]
+
+
+# faults on the way to Redis
+
+
+async def another_renewal(heard: Recorder) -> None:
+    """Wait until the leader has renewed once more."""
+    before = len(heard.of(LeaseRenewed))
+    await eventually(lambda: len(heard.of(LeaseRenewed)) > before, within=5)
+
+
+@pytest.mark.fault("the reply to the acquisition is lost")
+async def test_a_lost_reply_to_an_acquisition_blocks_nobody(
+    server: Server, app: str, ledger: Callable[..., Ledger]
+) -> None:
+    """Ten times: the candidate leads at its next try, in its own lease; SET NX is locked out by itself."""
+    book = ledger(within=1.2 * FAST.retry_period + SLACK, bound="leads at the next try")
+    naive = book.without("SET NX")
+    async with opened(server.url) as direct:
+        warm = RedisLease("warm", direct, app=app)
+        await warm.acquire("a", 1, 0)
+        await warm.release("a")
+        async with proxy(server.port, book) as way, opened(way.url) as client:
+            for number in range(10):
+                lease = RedisLease(f"report {number}", client, app=app)
+                with way.lose_reply(b"EVALSHA"):
+                    token = await Candidate("a", lease, FAST).run(at_once)
+                book.recovered()
+                book.acked(number)
+                if token == 1:
+                    book.effect(number)
+        async with proxy(server.port, naive) as way, opened(way.url) as client:
+            for number in range(10):
+                naive.acked(number)
+                with way.lose_reply(b"$3\r\nSET\r\n"), pytest.raises(OutcomeUnknown):
+                    await client.set(f"{app}:naive {number}", "a", nx=True, px=10_000)
+                naive.recovered()
+                if await client.set(f"{app}:naive {number}", "a", nx=True, px=10_000):
+                    naive.effect(number)
+                assert await direct.get(f"{app}:naive {number}") == b"a"
+    book.held("each candidate recognised its own lease, and led with its first token")
+
+
+class WaitsForSocketTimeout(Candidate):
+    """The renewal is limited by the client's own time-out only, of five seconds."""
+
+    _renew_until_lost = WaitsForTheReply._renew_until_lost
+
+
+@pytest.mark.fault("Redis falls silent (black hole) while a leader works")
+async def test_the_work_ends_before_a_silent_redis_forgets_the_lease(
+    server: Server, app: str, ledger: Callable[..., Ledger]
+) -> None:
+    """Three times: the work has ended while the store still keeps the lease."""
+    book = ledger(bound="work ended with the lease still held")
+    await silence(Candidate, book, server, app)
+    naive = book.without("renewals limited by a socket time-out of 5 s")
+    await silence(WaitsForSocketTimeout, naive, server, f"{app}-n")
+    book.held("the work was cancelled at the renew deadline, in time")
+
+
+async def silence(make: Make, book: Ledger, server: Server, app: str) -> None:
+    """Let Redis fall silent three times, and look whether the work ended before the lease did."""
+    async with opened(server.url) as direct, proxy(server.port, book) as way, opened(way.url) as client:
+        for number in range(3):
+            works, ended = asyncio.Event(), asyncio.Event()
+            name = f"report {number}"
+
+            async def work(term: Term, works: asyncio.Event = works, ended: asyncio.Event = ended) -> None:
+                works.set()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    ended.set()
+
+            async def is_over(ended: asyncio.Event = ended, key: str = lease_key(app, name)) -> bool:
+                return ended.is_set() or not await direct.exists(key)
+
+            async with running(make("a", RedisLease(name, client, app=app), FAST), work):
+                await works.wait()
+                with way.hole("down"):
+                    await eventually(is_over, within=5)
+                    book.acked(number)
+                    if ended.is_set():
+                        book.effect(number)
+
+
+@pytest.mark.fault("connections reset while a leader works")
+async def test_resets_do_not_end_a_term(server: Server, app: str, ledger: Callable[..., Ledger]) -> None:
+    """Ten resets: the leader renews over a new connection, in the same term."""
+    book = ledger(within=2 * FAST.retry_period + SLACK, bound="the same term throughout")
+    heard = Recorder()
+    async with proxy(server.port, book) as way, opened(way.url) as client:
+        candidate = Candidate("a", RedisLease("report", client, app=app), FAST, on_event=heard)
+        async with running(candidate):
+            for number in range(10):
+                await another_renewal(heard)
+                assert await way.reset_all()
+                await another_renewal(heard)
+                book.recovered()
+                book.acked(number)
+                if candidate.is_leader and len(heard.of(StartedLeading)) == 1:
+                    book.effect(number)
+    book.held("renewed over a new connection each time, one term")
+
+
+@pytest.mark.fault("release and renewal by who does not hold the lease")
+async def test_a_foreign_release_does_nothing(
+    server: Server, app: str, ledger: Callable[..., Ledger]
+) -> None:
+    """Ten of each, against the holder's lease; a plain DEL takes it away."""
+    book = ledger(bound="the holder keeps its lease")
+    naive = book.without("plain DEL")
+    async with opened(server.url) as client:
+        for number in range(10):
+            for books, make in ((book, RedisLease), (naive, ReleasesByDel)):
+                lease = make(f"{make.__name__} {number}", client, app=app)
+                await lease.acquire("owner", 60_000, 0)
+                await lease.renew("stranger", 99_000)
+                await lease.release("stranger")
+                books.injected(2)
+                books.acked(number)
+                if await lease.renew("owner", 60_000):
+                    books.effect(number)
+    book.held("both were refused")
+
+
+# Redis forgets
+
+
+class OnlyLowerTokens(LetsEqualTokensIn):
+    """Refuses lower tokens only."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "CREATE TABLE IF NOT EXISTS register (value)")
+
+
+async def a_term(client: Client, app: str, label: str, database: FencedDatabase | None) -> Term:
+    """Return the term of a leader that has been elected and then does nothing, as one that is paused."""
+    floor = None if database is None else database.floor
+    return await Candidate(label, RedisLease("report", client, app=app), FAST, floor=floor)._campaign()
+
+
+@pytest.mark.fault("Redis killed and back without its data, while a leader works")
+async def test_a_restarted_redis_lets_no_stale_write_in(
+    fresh_server: Server, app: str, tmp_path: Path, ledger: Callable[..., Ledger]
+) -> None:
+    """Three restarts: lease and counter are gone, the next leader is above the floor, the old is refused."""
+    book = ledger(bound="every stale write refused")
+    naive = book.without("no floor, equal tokens let in")
+    for books, make, name in ((book, FencedDatabase, "a.db"), (naive, OnlyLowerTokens, "b.db")):
+        path = tmp_path / name
+        with a_database(path):
+            database = make(path)
+            known = database if books is book else None
+            for turn in range(3):
+                async with opened(fresh_server.url) as client:
+                    old = await a_term(client, app, "old", known)
+                    fresh_server.kill()
+                    fresh_server.restart()
+                    books.injected()
+                    lease = RedisLease("report", client, app=app)
+                    new = Candidate("new", lease, FAST, floor=known.floor if known else None)
+                    await superseded(books, turn, old, new, database, path)
+                    await client.flushall()  # this server is the test's own
+            database.close()
+    book.held("the new leader's token was above the floor, the late write was refused")
+
+
+@pytest.mark.fault("failover to a replica that had not heard of the lease")
+async def test_a_failover_repeats_a_token_and_the_floor_stops_it(
+    app: str, tmp_path: Path, ledger: Callable[..., Ledger]
+) -> None:
+    """Two valid terms with one token, three times over; with the floor the second has a higher one."""
+    book = ledger(bound="every stale write refused")
+    naive = book.without("no floor, equal tokens let in")
+    repeated = 0
+    for books, make, name in ((book, FencedDatabase, "a.db"), (naive, OnlyLowerTokens, "b.db")):
+        path = tmp_path / name
+        with a_database(path):
+            database = make(path)
+            known = database if books is book else None
+            for turn in range(3):
+                async with a_cut_off_replica() as (primary, replica), opened(primary.url) as client:
+                    strict = RedisLease("report", client, app=f"{app}-w", wait_replicas=1, wait_seconds=0.05)
+                    with pytest.raises(NotReplicated):
+                        await strict.acquire("a", 500, 0)
+                    old = await a_term(client, app, "old", known)
+                    primary.kill()
+                    replica.command("REPLICAOF", "NO", "ONE")
+                    books.injected()
+                    async with opened(replica.url) as promoted:
+                        same = await a_term(promoted, app, "same", None)
+                        assert old.valid, "the test was too slow to show two valid terms"
+                        assert same.valid
+                        repeated += same.token == old.token
+                        await RedisLease("report", promoted, app=app).release(same.holder)
+                        await promoted.delete(*RedisLease("report", promoted, app=app)._keys)
+                        lease = RedisLease("report", promoted, app=app)
+                        new = Candidate("new", lease, FAST, floor=known.floor if known else None)
+                        await superseded(books, turn, old, new, database, path)
+            database.close()
+    assert repeated >= 4, "the failover was to repeat a token"
+    book.held(f"the floor; Redis alone made two leaders with one token in {repeated} of 6 failovers")
+
+
+@asynccontextmanager
+async def a_cut_off_replica() -> AsyncIterator[tuple[Server, Server]]:
+    """A primary, and a replica that was in sync and has heard nothing since."""
+    with Server() as primary:
+        async with proxy(primary.port) as way:
+            replica = Server(replica_of=("127.0.0.1", way.port))
+            await asyncio.to_thread(replica.__enter__)
+            try:
+                with way.hole("down"):
+                    primary.command("SET", "something", "for the hole")
+                    yield primary, replica
+            finally:
+                await asyncio.to_thread(replica.close)
+
+
+async def superseded(
+    books: Ledger, turn: int, old: Term, new: Candidate, database: FencedDatabase, path: Path
+) -> None:
+    """The old leader writes, the new one comes and writes, and the old one, late, tries to write again."""
+    write(database, old, "old leader")
+
+    async def work(term: Term) -> None:
+        write(database, term, f"new leader {turn}")
+        books.acked(turn)
+
+    async with running(new, work) as task:
+        await asyncio.wait({task}, timeout=2)
+    with suppress(StaleToken):
+        write(database, old, "old leader, late")
+    if register(path) == f"new leader {turn}":
+        books.effect(turn)
+
+
+# the server's clock
+
+
+@contextmanager
+def a_server_with_a_movable_clock(needs: Callable[[str], str]) -> Iterator[Server]:
+    """Start one, or skip where libfaketime is missing."""
+    try:
+        server = Server(movable_clock=True).__enter__()
+    except NoFakeTime:
+        needs("faketime")
+        raise
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.mark.fault("the server's clock jumps one hour ahead")
+async def test_a_clock_that_jumps_ahead_makes_two_leaders_and_no_stale_write(
+    app: str, tmp_path: Path, ledger: Callable[..., Ledger], needs: Callable[[str], str]
+) -> None:
+    """Three jumps: the lease is gone at once, two terms are valid, and the old leader's write is refused."""
+    book = ledger(bound="every stale write refused")
+    naive = book.without("no fence")
+    both_valid = 0
+    with a_server_with_a_movable_clock(needs) as server:
+        async with opened(server.url) as client:
+            for books, make, name in ((book, FencedDatabase, "a.db"), (naive, NoFence, "b.db")):
+                path = tmp_path / name
+                with a_database(path):
+                    database = make(path)
+                    for turn in range(3):
+                        lease = RedisLease("report", client, app=f"{app}-{name}")
+                        patient = Candidate("old", lease, Policy(lease_duration=30, renew_deadline=20))
+                        old = await patient._campaign()
+                        server.set_clock(3600 * (turn + 1))
+                        books.injected()
+                        await superseded(books, turn, old, Candidate("new", lease, FAST), database, path)
+                        both_valid += old.valid
+                    server.set_clock(0)
+                    await client.flushall()  # this server is the test's own
+                    database.close()
+    assert both_valid == 6
+    book.held(f"the fence; two terms were valid at once after {both_valid} of 6 jumps")
+
+
+class NoFence(TrustsItsCallers):
+    """No token is compared."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "")
+
+
+@pytest.mark.fault("the server's clock is set back two hours")
+async def test_a_clock_set_back_keeps_a_living_leader_and_a_dead_ones_lease(
+    app: str, ledger: Callable[..., Ledger], needs: Callable[[str], str]
+) -> None:
+    """Three steps back: the leader renews in the same term; but a lease nobody renews stays for two hours."""
+    book = ledger(bound="the same term throughout")
+    heard = Recorder()
+    with a_server_with_a_movable_clock(needs) as server:
+        async with opened(server.url) as client:
+            candidate = Candidate("a", RedisLease("report", client, app=app), FAST, on_event=heard)
+            async with running(candidate):
+                for step in range(3):
+                    await another_renewal(heard)
+                    server.set_clock(-7200 * (step + 1))
+                    book.injected()
+                    await another_renewal(heard)
+                    book.acked(step)
+                    if candidate.is_leader and len(heard.of(StartedLeading)) == 1:
+                        book.effect(step)
+            dead = RedisLease("dead", client, app=app)
+            await dead.acquire("a", FAST.lease_ms, 0)
+            server.set_clock(-7200 * 4)
+            answer = await dead.acquire("b", FAST.lease_ms, 0)
+            assert isinstance(answer, Refused)
+            assert answer.remaining is not None
+            assert answer.remaining > 7000, "a lease nobody renews was to stay"
+            minutes = int(answer.remaining // 60)
+    book.held(f"the living leader renewed; a dead one's lease of 0.5 s stays {minutes} minutes: delete it")

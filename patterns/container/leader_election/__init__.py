@@ -255,20 +255,19 @@ class Candidate:
             reason = _how_it_ended(working) if working.done() else Reason.LOST
         except asyncio.CancelledError:
             reason = Reason.CANCELLED
-        if await _end(working):
-            reason = Reason.CANCELLED
+        cancelled = await _end(working)
         overran = max(0.0, -term.remaining)
-        if await _end(renewing):
-            reason = Reason.CANCELLED
+        cancelled |= await _end(renewing)
         try:
             mine = not term.over
             term.end()
             if mine:
                 await self._release(term.holder)
         except asyncio.CancelledError:
-            reason = Reason.CANCELLED
+            cancelled = True
         finally:
             self.term = None
+            reason = Reason.CANCELLED if cancelled else reason
             led = self._now() - began
             emit(self._on_event, StoppedLeading(self.label, term.token, reason, led, overran))
             if on_stopped is not None:
