@@ -29,7 +29,7 @@ What does not: a failover may lose what was acknowledged (replication is asynchr
 one may fail. On a cluster a command that names no key, or keys of two slots that the client splits (DEL,
 MGET), is several commands; transactions that WATCH and subscriptions hold a connection of their own beside
 `max_connections`; open a pipeline with `async with client.pipeline(transaction=True)`, for its default
-differs between the two clients.
+differs between the two clients; subscribe after a first command, which reads the map.
 
 Settings. Clients speak RESP2: the same shapes of replies from every server, no push frames between them.
 Idle TCP connections are probed by the kernel (30 s, then 3 probes of 5 s); no PING goes before commands.
@@ -62,33 +62,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypedDict, cast
 from urllib.parse import quote, unquote
 
-from redis.asyncio import Connection, ConnectionPool, Redis, RedisCluster, SSLConnection
-from redis.asyncio.cluster import ClusterNode, ClusterPipeline, PipelineCommand
-from redis.asyncio.connection import AbstractConnection, UnixDomainSocketConnection
+from redis import exceptions as errors
+from redis._parsers import AsyncCommandsParser
+from redis.asyncio import Redis, RedisCluster, cluster, connection, sentinel
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import (
-    Sentinel,
-    SentinelConnectionPool,
-    SentinelManagedConnection,
-    SentinelManagedSSLConnection,
-)
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
-from redis.exceptions import (
-    AskError,
-    AuthenticationError,
-    BusyLoadingError,
-    ClusterDownError,
-    MaxConnectionsError,
-    MovedError,
-    NoScriptError,
-    RedisClusterException,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-    WatchError,
-)
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from patterns.clock import SYSTEM_CLOCK
@@ -139,9 +120,10 @@ def connect(
     """Return a client, bytes in and bytes out, that connects at its first command and is closed by `aclose`.
 
     Args:
-        url: see the forms in the ValueError, or this page's grammar; None reads REDIS_URL and, where that
-            is not set, starts this process's embedded server. User, password and path are
-            percent-encoded; for `rediss`, SSL_CERT_FILE names a private CA.
+        url: `redis[s]://host:port/db`, `unix:///path?db=n`, `redis[s]+cluster://host:port,host:port` or
+            `redis[s]+sentinel://host:port,host:port/service/db`, with `user:password@` where there is one,
+            percent-encoded; SSL_CERT_FILE names a private CA. None reads REDIS_URL and, if that is
+            not set, starts this process's embedded server.
         max_connections: most commands under way at one time.
         wait: seconds a call waits for its turn.
         socket_timeout: seconds to send, and seconds to wait for each reply; None waits as long as the
@@ -182,8 +164,8 @@ def connect(
     servers = [{"connection_class": tcp, "host": host, "port": port} for host, port in place["addresses"]]
     if kind == "single":
         return Redis.from_pool(_Pool(turns, **servers[0], **options, **login))
-    sentinel: Any = Sentinel  # untyped in redis-py
-    watchers = sentinel([])
+    watch: Any = sentinel.Sentinel  # untyped in redis-py
+    watchers = watch([])
     watchers.sentinels = [
         Redis.from_pool(_Pool(_Turns(max_connections, wait), **server, **options)) for server in servers
     ]
@@ -277,14 +259,14 @@ class Script:
         try:
             try:
                 return await client.evalsha(self._sha, len(keys), *keys, *args)
-            except NoScriptError:
+            except errors.NoScriptError:
                 return await client.eval(self.source, len(keys), *keys, *args)
         except RedisError as error:
             error.add_note(f"in the script {self.name!r}")
             raise
 
 
-class _Guard(AbstractConnection):
+class _Guard(connection.AbstractConnection):
     """A connection that knows whether a reply is owed, and finds out that it is dead before it sends."""
 
     _greeting = False  # in the handshake: nothing of a caller's is sent
@@ -334,13 +316,15 @@ class _Guard(AbstractConnection):
                 await self.disconnect(nowait=True)
                 if self._watching and name != "UNWATCH":
                     self._watching = False
-                    raise WatchError("the connection that watched was lost before the transaction was sent")
+                    raise errors.WatchError(
+                        "the connection that watched was lost before the transaction was sent"
+                    )
                 connect: Any = self.connect  # untyped in redis-py
                 await connect()
             if name in {"WATCH", "MULTI", "EXEC", "DISCARD", "UNWATCH"}:
                 self._watching = name == "WATCH"
             self._command = name if batch == 1 or name == "MULTI" else "PIPELINE"
-            self._owed += batch
+            self._owed += batch * (name != "COMMAND")  # which redis-py asks for itself, and changes nothing
         try:
             async with SYSTEM_CLOCK.timeout(self.socket_timeout):
                 writer = cast("asyncio.StreamWriter", self._writer)
@@ -354,7 +338,7 @@ class _Guard(AbstractConnection):
         """Read one reply."""
         try:
             reply = await super().read_response(*args, **kwargs)
-        except ResponseError:
+        except errors.ResponseError:
             self._owed = max(0, self._owed - 1)
             raise
         except Exception as error:
@@ -388,26 +372,26 @@ class _Guard(AbstractConnection):
         raise kind(why) from error
 
 
-class _Tcp(_Guard, Connection):
+class _Tcp(_Guard, connection.Connection):
     pass
 
 
-class _Tls(_Guard, SSLConnection):
+class _Tls(_Guard, connection.SSLConnection):
     pass
 
 
-class _Unix(_Guard, UnixDomainSocketConnection):
+class _Unix(_Guard, connection.UnixDomainSocketConnection):
     async def _connect(self) -> None:
         # redis-py's own greets here too, and hides a refused password in a ConnectionError.
         self._reader, self._writer = await asyncio.open_unix_connection(self.path)
 
 
 # The guard comes below these, so that it sees READONLY as the reply that it is.
-class _SentinelTcp(SentinelManagedConnection, _Tcp):
+class _SentinelTcp(sentinel.SentinelManagedConnection, _Tcp):
     pass
 
 
-class _SentinelTls(SentinelManagedSSLConnection, _Tls):
+class _SentinelTls(sentinel.SentinelManagedSSLConnection, _Tls):
     pass
 
 
@@ -421,9 +405,10 @@ class _Unsent(Retry):
         return 0  # for the loops of redis-py that do not ask what was sent
 
     async def call_with_retry(self, do: Any, fail: Any, *_: Any, with_failure_count: bool = False) -> Any:
-        return await super().call_with_retry(
-            do, fail, lambda error: not isinstance(error, OutcomeUnknown), with_failure_count
-        )
+        def unsent(error: Exception) -> bool:
+            return not isinstance(error, OutcomeUnknown | RedisTimeoutError)
+
+        return await super().call_with_retry(do, fail, unsent, with_failure_count)
 
 
 class _Turns:
@@ -439,13 +424,13 @@ class _Turns:
                 await self._free.acquire()
         except TimeoutError:
             busy = f"all {self.limit} connections were busy for {self._wait:g} s; nothing was sent"
-            raise MaxConnectionsError(busy) from None
+            raise errors.MaxConnectionsError(busy) from None
 
     def give(self) -> None:
         self._free.release()
 
 
-class _Pool(ConnectionPool):
+class _Pool(connection.ConnectionPool):
     """A pool that waits, and takes back without waiting, so that no cancellation loses a place.
 
     redis-py's BlockingConnectionPool lets a free connection lie when the caller that it wakes is cancelled
@@ -456,27 +441,44 @@ class _Pool(ConnectionPool):
         super().__init__(max_connections=turns.limit, **options)
         self._turns = turns
 
-    async def get_connection(self, *_: Any, **__: Any) -> AbstractConnection:
+    async def get_connection(self, *_: Any, **__: Any) -> connection.AbstractConnection:
         await self._turns.take()
         available: Any = self.get_available_connection  # untyped in redis-py
-        connection: AbstractConnection = available()
+        lent: connection.AbstractConnection = available()
         try:
-            await self.ensure_connection(connection)
+            await self.ensure_connection(lent)
         except BaseException:
-            await self.release(connection)
+            await self.release(lent)
             raise
-        return connection
+        return lent
 
-    async def release(self, connection: AbstractConnection) -> None:
+    async def release(self, connection: connection.AbstractConnection) -> None:
         self._in_use_connections.remove(connection)
         self._available_connections.append(connection)
         self._turns.give()
 
 
-class _SentinelPool(_Pool, SentinelConnectionPool):
+class _SentinelPool(_Pool, sentinel.SentinelConnectionPool):
     async def aclose(self) -> None:
         await super().aclose()
         await self.sentinel_manager.aclose()
+
+
+class _Map(cluster.NodesManager):
+    async def initialize(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            await super().initialize(*args, **kwargs)
+        except errors.RedisClusterException as error:  # which is no RedisError
+            raise RedisConnectionError(str(error)) from error
+
+
+class _Commands(AsyncCommandsParser):
+    async def initialize(self, node: cluster.ClusterNode | None = None) -> None:
+        # Once: redis-py reads this table, which takes it some 60 ms, each time it reads the map.
+        if node is None or not self.commands:
+            await super().initialize(node)
+        else:
+            self.node = node
 
 
 class _Cluster(RedisCluster):
@@ -485,15 +487,20 @@ class _Cluster(RedisCluster):
     _TRIES = 4  # of what was surely not applied
 
     def __init__(
-        self, turns: _Turns, kind: type[Connection], addresses: list[tuple[str, int]], **options: Any
+        self, turns: _Turns, kind: type[_Tcp | _Tls], addresses: list[tuple[str, int]], **options: Any
     ) -> None:
         options["retry"] = _Unsent(NoBackoff(), self._TRIES)
         # Twice as many, for subscriptions and transactions that watch hold one without a turn.
         options["max_connections"] = 2 * turns.limit
-        super().__init__(startup_nodes=[ClusterNode(*address) for address in addresses], **options)
+        nodes = [cluster.ClusterNode(*address) for address in addresses]
+        super().__init__(startup_nodes=nodes, reinitialize_steps=1, **options)
         self.connection_kwargs["connection_class"] = kind
         for node in self.startup_nodes:
             node.connection_class = kind
+        self.nodes_manager = _Map(
+            self.startup_nodes, True, self.connection_kwargs, event_dispatcher=self._event_dispatcher
+        )
+        self.commands_parser = _Commands()
         self._turns = turns
         self._has_turn: set[asyncio.Task[Any] | None] = set()
 
@@ -512,53 +519,50 @@ class _Cluster(RedisCluster):
             self._has_turn.discard(task)
             self._turns.give()
 
-    async def initialize(self, *args: Any, **kwargs: Any) -> RedisCluster:
-        try:
-            return await super().initialize(*args, **kwargs)
-        except RedisClusterException as error:  # which is no RedisError
-            raise RedisConnectionError(str(error)) from error
-
     async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
         async with self.turn():
             for tries_left in reversed(range(self._TRIES)):
                 try:
                     await self.initialize()
                     return await super().execute_command(*args, **kwargs)
-                except self.ERRORS_ALLOW_RETRY as error:
-                    # By exact type, as redis-py does: OutcomeUnknown and a refused password are none of them.
-                    if not tries_left or type(error) not in self.ERRORS_ALLOW_RETRY:
+                except (RedisConnectionError, errors.ClusterDownError) as error:
+                    # By exact type, for those derived from it are OutcomeUnknown, a refused password, ...
+                    if not tries_left or type(error) not in {RedisConnectionError, errors.ClusterDownError}:
                         raise
                 await SYSTEM_CLOCK.sleep(0.1)
         return None
 
-    async def _execute_command(self, target_node: ClusterNode, *args: Any, **kwargs: Any) -> Any:
+    async def _execute_command(self, target_node: cluster.ClusterNode, *args: Any, **kwargs: Any) -> Any:
         # In place of redis-py's, which sends ASKING on one connection and the command on another, and at
-        # CLUSTERDOWN closes the connections that others are waiting on.
-        nodes, node = self.nodes_manager, target_node
+        # CLUSTERDOWN closes the connections on which others wait.
+        nodes, node, asking = self.nodes_manager, target_node, False
         for _ in range(self.RedisClusterRequestTTL):
             try:
-                return await node.execute_command(*args, **kwargs)
-            except MovedError as moved:
+                if not asking:
+                    return await node.execute_command(*args, **kwargs)
+                pair = [cluster.PipelineCommand(0, "ASKING"), cluster.PipelineCommand(1, *args, **kwargs)]
+                await node.execute_pipeline(pair)
+                return _raised(pair[1].result)
+            except errors.MovedError as moved:
                 await nodes.move_slot(moved)
-                node = nodes.get_node_from_slot(moved.slot_id)
-            except AskError as ask:
-                new = ClusterNode(ask.host, ask.port, "primary", **self.connection_kwargs)
-                there = nodes.nodes_cache.setdefault(new.name, new)
-                pair = [PipelineCommand(0, "ASKING"), PipelineCommand(1, *args, **kwargs)]
-                await there.execute_pipeline(pair)
-                if not isinstance(pair[1].result, TryAgainError):
-                    return _raised(pair[1].result)
+                node, asking = nodes.get_node_from_slot(moved.slot_id), False
+            except errors.AskError as ask:
+                new = cluster.ClusterNode(ask.host, ask.port, "primary", **self.connection_kwargs)
+                node, asking = nodes.nodes_cache.setdefault(new.name, new), True
+            except errors.TryAgainError:
                 await SYSTEM_CLOCK.sleep(0.05)
-            except TryAgainError:
-                await SYSTEM_CLOCK.sleep(0.05)
-            except (ClusterDownError, RedisConnectionError, RedisTimeoutError) as error:
-                if not isinstance(error, MaxConnectionsError | BusyLoadingError | AuthenticationError):
+            except (errors.ClusterDownError, RedisConnectionError, RedisTimeoutError) as error:
+                if not isinstance(
+                    error, errors.MaxConnectionsError | errors.BusyLoadingError | errors.AuthenticationError
+                ):
                     nodes.move_node_to_end_of_cached_nodes(node.name)
                     self._initialize = True  # read the map again before the next command
                 raise
-        raise RedisConnectionError(f"{args[0]} was redirected {self.RedisClusterRequestTTL} times")
+        raise RedisConnectionError(
+            f"{args[0]} was sent on {self.RedisClusterRequestTTL} times by the cluster"
+        )
 
-    def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> ClusterPipeline:  # noqa: ARG002  redis-py's signature
+    def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> cluster.ClusterPipeline:  # noqa: ARG002  redis-py's signature
         return _ClusterPipeline(self, transaction)
 
     async def aclose(self) -> None:
@@ -568,13 +572,36 @@ class _Cluster(RedisCluster):
         await self.nodes_manager.aclose("startup_nodes")
 
 
-class _ClusterPipeline(ClusterPipeline):
+class _ClusterPipeline(cluster.ClusterPipeline):
     cluster_client: _Cluster
     _event_dispatcher: Any = None  # redis-py's protocol of clients wants one, its pipelines use none
 
+    def execute_command(self, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(self._execution_strategy, cluster.TransactionStrategy):
+            return super().execute_command(*args, **kwargs)
+        # redis-py runs this in a thread with a loop of its own, where it may read the map again and so
+        # break the connections of this loop. An old map will do, for MOVED is followed.
+        client, step = self.cluster_client, self._execution_strategy._execute_command(*args, **kwargs)
+        map_is_old, client._initialize = client._initialize, False
+        try:
+            step.send(None)
+        except StopIteration as queued:
+            return queued.value
+        finally:
+            client._initialize = map_is_old
+            step.close()
+        raise RedisError(f"{args[0]} cannot be in a transaction on a cluster, or `async with` is missing")
+
     async def execute(self, raise_on_error: bool = True, allow_redirections: bool = True) -> list[Any]:
+        several = len(self) > 1 and not isinstance(self._execution_strategy, cluster.TransactionStrategy)
         async with self.cluster_client.turn():
-            return await super().execute(raise_on_error, allow_redirections)
+            try:
+                return await super().execute(raise_on_error, allow_redirections)
+            except (RedisConnectionError, RedisTimeoutError) as error:
+                if several and not isinstance(error, OutcomeUnknown):
+                    # It is about one node; others may have carried out their part.
+                    raise OutcomeUnknown("PIPELINE", type(error).__name__) from error
+                raise
 
 
 _LOGIN = r"(?:(?P<user>[^:@/?#]*):(?P<password>[^@/?#]*)@)?"
