@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from tests.built_site import ROOT, build, built
+from tests.eventually import eventually_now
 from tools import catalogue, site_check, site_docstrings, site_notebook, site_pages
 from tools.examples import count_blocks
 
@@ -304,6 +306,9 @@ def put(folder: Path, name: str, text: str) -> None:
         ("a.html", '<link rel="preconnect" href="https://cdn.example">'),
         ("a.html", '<link rel="prefetch alternate" href="https://cdn.example/feed">'),
         ("a.html", '<img src="https://cdn.example/x.png">'),
+        ("a.html", '<img alt="a > b" src="https://cdn.example/x.png">'),
+        ("a.html", '<p title="it\'s"><img src="https://cdn.example/x.png">'),
+        ("a.html", "<SCRIPT SRC='https://cdn.example/x.js'></SCRIPT>"),
         ("a.html", '<img srcset="x.png 1x, https://cdn.example/x.png 2x">'),
         ("a.html", '<iframe src="https://cdn.example/"></iframe>'),
         ("a.html", '<video poster="http://cdn.example/x.png"></video>'),
@@ -649,3 +654,55 @@ def test_the_addresses_of_site_and_repository_come_from_the_environment(small: P
         "squidfunk.github.io",
     }
     assert site_check.broken(small / "site", "https://site.example/book/") == []
+
+
+@pytest.mark.slow
+def test_a_served_page_follows_every_kind_of_change(small: Path) -> None:
+    """A changed page, module, result, drawing and notebook are each seen without starting again."""
+    shutil.copytree(ROOT / "patterns/resiliency", small / "patterns/resiliency")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = small / "log"
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tools.site", "serve"],
+            cwd=small,
+            env={**os.environ, "PORT": str(port), "PYTHONPATH": str(small)},
+            stdout=output,
+            stderr=output,
+        )
+    address = f"http://127.0.0.1:{port}"
+
+    def shows(path: str, text: str) -> bool:
+        assert server.poll() is None, log.read_text("utf-8")
+        try:
+            with urllib.request.urlopen(f"{address}/{path}", timeout=5) as answer:
+                return text in answer.read().decode()
+        except OSError:
+            return False
+
+    try:
+        eventually_now(lambda: shows("demo/thing/", "It does one thing"), within=60)
+        edit(small, "docs/demo/thing.md", "It does one thing", "It does two things")
+        eventually_now(lambda: shows("demo/thing/", "It does two things"), within=30)
+        edit(small, "patterns/demo/thing.py", '"""Run."""', '"""Walk."""')
+        eventually_now(lambda: shows("api/demo/thing/", "Walk."), within=30)
+        edit(small, "results/faults/demo/thing.json", "it did", "it always did")
+        eventually_now(lambda: shows("demo/thing/", "it always did"), within=30)
+        source = (
+            '"""A caller asks one thing."""\n\nfrom tools.diagrams import box, canvas\n\n'
+            'with canvas("Thing"):\n    box("caller") >> box("thing")\n'
+        )
+        put(small, "diagrams_src/demo/thing.py", source)
+        eventually_now(lambda: shows("assets/diagrams/demo/thing.svg", "A caller asks one thing."), within=30)
+        cells = [
+            {"cell_type": "markdown", "id": "a", "metadata": {}, "source": ["# Tried\n", "\n", "It ran."]}
+        ]
+        notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+        put(small, "notebooks/demo/thing.ipynb", json.dumps(notebook))
+        eventually_now(lambda: shows("notebooks/demo/thing/", "It ran."), within=30)
+        assert shows("demo/thing/", ">Notebook<")
+    finally:
+        server.terminate()
+        server.wait(20)

@@ -15,6 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import FileSystemBytecodeCache
 from mkdocs.exceptions import PluginError
 from mkdocs.plugins import event_priority, get_plugin_logger
 from mkdocs.structure.files import File, Files
@@ -25,6 +26,7 @@ from tools.catalogue import Catalogue, Pattern, front_matter, load
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from jinja2 import Environment
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.pages import Page
     from mkdocs.utils.templates import TemplateContext
@@ -47,11 +49,20 @@ class _Build:
 
 
 _builds: list[_Build] = []
+_serving: list[bool] = []
+_drawn: dict[str, str] = {}
+
+
+def on_startup(command: str, **_: object) -> None:
+    """Note whether the site is served: then drawings are made again as their sources change."""
+    _serving[:] = [command == "serve"]
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Read the catalogue, and watch every folder that a page is made from."""
     root = _root(config)
+    if any(_serving):
+        _draw(root)
     _builds[:] = [_Build(load(root), site_cache.Store(root, config))]
     for folder in ("patterns", "notebooks", "results", "diagrams_src"):
         if (root / folder).is_dir():
@@ -165,6 +176,14 @@ def on_page_context(
     return context
 
 
+def on_env(env: Environment, *, config: MkDocsConfig, **_: object) -> Environment:
+    """Keep compiled templates: compiling them takes a third of a build in which one page has changed."""
+    folder = _root(config) / ".cache" / "templates"
+    folder.mkdir(parents=True, exist_ok=True)
+    env.bytecode_cache = FileSystemBytecodeCache(str(folder))
+    return env
+
+
 def on_post_build(**_: object) -> None:
     """Forget the pages that are no more."""
     _builds[0].store.evict()
@@ -230,6 +249,17 @@ def _or_say(page: Page, make: Callable[[], str]) -> str:
             '<div class="admonition failure"><p class="admonition-title">Not made yet</p>'
             f"<p>{escape(str(error), quote=False)}</p></div>"
         )
+
+
+def _draw(root: Path) -> None:
+    """Draw what has changed since the last build of this process; `make site` draws by itself."""
+    from tools.diagrams import keys, main  # noqa: PLC0415 - a build that only reads drawings needs none
+
+    for key in keys():
+        digest = site_cache.digest([(root / "diagrams_src" / f"{key}.py").read_bytes()])
+        if _drawn.get(key) != digest:
+            _drawn[key] = digest
+            main([key])
 
 
 def _nav(catalogue: Catalogue, files: Files, modules: list[str]) -> list[object]:

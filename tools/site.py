@@ -10,6 +10,7 @@ in `tools.site_check`, which does not care what built it.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import shutil
@@ -17,6 +18,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 from click import ClickException
 from mkdocs.commands.build import build as mkdocs_build
@@ -29,6 +31,23 @@ from tools import site_check
 __all__ = ["build", "main", "serve"]
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+class _Late(ModuleType):
+    """Stands for a module until one of its names is used."""
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if sys.modules[self.__name__] is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+# mkdocs-jupyter imports these at once, which takes longer than all the rest of a build; and a build whose
+# notebooks are remembered uses neither.
+for _name in ("jupytext", "mkdocs_jupyter.convert"):
+    sys.modules.setdefault(_name, _Late(_name))
 
 # Material says at each start when its support ends; the versions here are pinned.
 os.environ.setdefault("NO_MKDOCS_2_WARNING", "1")

@@ -45,6 +45,11 @@ _URL = re.compile(
     r"""(?:https?://|(?<=["'`])//)(?:\$\{|[a-zA-Z0-9][-a-zA-Z0-9.]*\.[a-z]{2,})[^\s"'`)<>\\]*"""
 )
 _CSS = re.compile(r"""(?:url\(\s*|@import\s+(?:url\(\s*)?)["']?((?:https?:)?//[^"')\s;]+)""", re.IGNORECASE)
+# A script or a style with all that is in it, or one tag; a quoted value may hold a `>`.
+_TAG = re.compile(
+    r"""<(script|style)\b(?:[^>"']|"[^"]*"|'[^']*')*>.*?</\1>|<[a-z](?:[^>"']|"[^"]*"|'[^']*')*>""",
+    re.IGNORECASE | re.DOTALL,
+)
 # A script that fetches: an import, a worker, a request, or an element given a source.
 _FETCHES = re.compile(
     r"""(?:\bimport\s*\(?|\bfrom|importScripts\(|fetch\(|\bopen\(\s*["']GET["']\s*,|Worker\(|\.(?:src|href)\s*=|url\()"""
@@ -144,8 +149,7 @@ def foreign(folder: Path) -> list[str]:
         name = path.relative_to(folder).as_posix()
         found: list[str] = []
         if path.suffix == ".html":
-            # Without an address of another host there is nothing to find, and parsing is slow.
-            page = read(path)
+            page = _suspects(path.read_text("utf-8"))
             found += [source for source in page.fetched if _is_foreign(source)]
             found += [url for style in page.styles for url in _CSS.findall(style)]
             found += [url for script in page.scripts for url in _URL.findall(script)]
@@ -204,6 +208,19 @@ def broken(folder: Path, site_url: str = "/") -> list[str]:
             if anchor and to is not None and anchor not in to.anchors:
                 errors.append(f"{name}: {link} names an anchor that is not there")
     return errors
+
+
+def _suspects(text: str) -> Page:
+    """Return what is in the tags that hold an address with a host, and in scripts and styles.
+
+    Nothing else can fetch from elsewhere, and parsing whole pages would take a second of each build.
+    """
+    reader = _Reader()
+    for match in _TAG.finditer(text):
+        if "//" in match[0]:
+            reader.feed(match[0])
+    reader.close()
+    return reader.page
 
 
 def _is_foreign(source: str) -> bool:

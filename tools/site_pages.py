@@ -8,6 +8,7 @@ Results are read by `tools.results`; what is missing is an `Unmade`, one plain s
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -112,7 +113,7 @@ def diagram(catalogue: Catalogue, pattern: Pattern, link: Link) -> str:
     address = link(source)
     return (
         f'<figure class="diagram"><a href="{address}" class="enlarge" title="Enlarge the diagram">'
-        f'<img src="{address}" alt="{escape(alt)}" loading="lazy"></a></figure>'
+        f'<img src="{address}" alt="{escape(alt)}"{_size(catalogue.root / "docs" / source)}></a></figure>'
     )
 
 
@@ -310,6 +311,15 @@ def source_of(root: Path, module: str) -> Path:
     path = root.joinpath(*module.split("."))
     package = path / "__init__.py"
     return package if package.exists() else path.with_suffix(".py")
+
+
+def _size(svg: Path) -> str:
+    """Return the attributes that keep a drawing's place free until it is there."""
+    found = re.search(r'<svg[^>]*?\swidth="([\d.]+)(pt|px)?"[^>]*?\sheight="([\d.]+)', svg.read_text("utf-8"))
+    if found is None:
+        return ""
+    scale = 4 / 3 if found[2] == "pt" else 1
+    return f' width="{float(found[1]) * scale:.0f}" height="{float(found[3]) * scale:.0f}"'
 
 
 def _faces(catalogue: Catalogue, pattern: Pattern, link: Link) -> str:

@@ -33,7 +33,10 @@
       settings = { ...given, themeCSS: given.themeCSS + legible };
     },
     async render(...args) {
-      return (await load()).render(...args);
+      const drawn = await (await load()).render(...args);
+      // On a phone a wide diagram is scrolled and not shrunk until nobody can read it.
+      const narrow = (style, width) => `${style}; min-width: ${Math.min(width, 560)}px`;
+      return { ...drawn, svg: drawn.svg.replace(/max-width: ([\d.]+)px/, narrow) };
     },
   };
 
