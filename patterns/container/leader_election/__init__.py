@@ -35,15 +35,15 @@ Redis keys: see `patterns.container.leader_election.lease`.
 
 Assumptions: Redis keeps its keys (`noeviction`); all candidates of an election have one policy.
 
->>> async def nightly_report(term: Term) -> str:
-...     return f"sent once, with token {term.token}"
+>>> async def scheduler(term: Term) -> str:  # a service's work is a loop; this one resigns at once
+...     return f"led with token {term.token}"
 >>> async def main() -> str:
 ...     async with opened() as redis:
-...         lease = RedisLease("nightly-report", redis, app="docs")
-...         return await Candidate("worker-1", lease, Policy()).run(nightly_report)
->>> import asyncio; from patterns.keyspace import opened
+...         lease = RedisLease("scheduler", redis, app="docs")
+...         return await Candidate("worker-1", lease, Policy()).run(scheduler)
+>>> from patterns.keyspace import opened
 >>> asyncio.run(main())
-'sent once, with token 1'
+'led with token 1'
 
 Sources: Burns, "Designing Distributed Systems", chapter 9; client-go, `tools/leaderelection`; Kleppmann, "How
 to do distributed locking"; Redis, "Distributed locks".
@@ -214,8 +214,8 @@ class Candidate:
         """Campaign, do `work` while leading, and campaign again whenever leadership is lost.
 
         Returns what the work returns and raises what it raises, but for LeadershipLost and StaleToken, which
-        are a loss. To resign, let the work return, or cancel this call: that cancels the work, and the lease
-        is kept until it has ended.
+        are a loss. Work that returns resigns, and another candidate begins its own; a service's work is a
+        loop. Cancelling this call resigns too: the work is cancelled, and the lease is kept until it has ended.
 
         Args:
             work: started once per term, in a task of its own. After a loss it is cancelled, and what it then
