@@ -190,6 +190,7 @@ class CircuitBreaker:
         self._on_event = on_event
         self._slow_from = policy.slow_call_duration
         self._failed_result = policy.record_result
+        self._plain = policy.record_result is None and on_event is ignore  # nobody looks at a success
         self._lock = Lock()  # guards the fields below, never a call or a listener
         self._state = State.CLOSED
         self._generation = 0  # of the state: each change of state begins a new one
@@ -224,7 +225,10 @@ class CircuitBreaker:
 
     def succeeded(self, permit: Permit, result: object = None) -> None:
         """Count a call that returned `result`."""
-        duration = self._now() - permit[1]
+        generation, began = permit
+        duration = self._now() - began
+        if self._plain and self._window.settled and generation == self._closed and duration < self._slow_from:
+            return  # one more success in a window that is full of them
         outcome = SLOW if duration >= self._slow_from else 0
         if self._failed_result is None:
             self._record(permit, outcome, duration, None)

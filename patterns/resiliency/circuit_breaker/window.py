@@ -22,9 +22,11 @@ class Window(Protocol):
 
     Attributes:
         bad: remembered failures plus remembered slow calls; while it is 0 no rate can reach a threshold.
+        settled: adding a quick success would change nothing.
     """
 
     bad: int
+    settled: bool
 
     def add(self, outcome: int, now: float) -> None:
         """Remember `outcome`, seen at `now` (monotonic seconds)."""
@@ -74,12 +76,13 @@ class TimeBased:
 class CountWindow:
     """A ring of the last `size` outcomes."""
 
-    __slots__ = ("_failed", "_next", "_ring", "_size", "_slow", "_total", "bad")
+    __slots__ = ("_failed", "_next", "_ring", "_size", "_slow", "_total", "bad", "settled")
 
     def __init__(self, size: int) -> None:
         self._ring = bytearray(size)
         self._size = size
         self._next = self._total = self._failed = self._slow = self.bad = 0
+        self.settled = False
 
     def add(self, outcome: int, now: float) -> None:  # noqa: ARG002 - the Window protocol
         """Remember `outcome` in place of the oldest."""
@@ -93,6 +96,7 @@ class CountWindow:
             self._failed += (outcome & FAILED) - (old & FAILED)
             self._slow += ((outcome & SLOW) - (old & SLOW)) // SLOW
             self.bad = self._failed + self._slow
+        self.settled = self.bad == 0 and self._total == self._size
 
     def rates(self, now: float) -> tuple[int, float, float]:  # noqa: ARG002 - the Window protocol
         """Return the number of outcomes, and the failed and slow shares."""
@@ -106,6 +110,7 @@ class TimeWindow:
     __slots__ = ("_counts", "_failed", "_newest", "_slice", "_slow", "_total", "bad")
 
     SLICES = 10
+    settled = False  # each call moves it on
 
     def __init__(self, seconds: float) -> None:
         self._slice = seconds / self.SLICES
