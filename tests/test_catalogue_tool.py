@@ -101,6 +101,14 @@ def test_an_edge_is_seen_from_both_ends_and_once(tmp_path: Path) -> None:
     assert len(found.edges("a/three")) == 1
 
 
+def test_an_edge_to_nowhere_is_an_error_and_not_a_link(tmp_path: Path) -> None:
+    """A page in the making may be named: the build says so, and draws the rest."""
+    page(tmp_path, "a/one", title="One", related={"combines_with": ["a/nowhere", "Retry"]})
+    found = catalogue.load(tmp_path)
+    assert len(found.errors) == 1
+    assert [edge.text for edge in found.edges("a/one")] == ["Retry"]
+
+
 def test_symptoms_lead_to_their_patterns_in_alphabetical_order(tmp_path: Path) -> None:
     """What a reader sees is listed whatever the page, and however it is spelt."""
     page(tmp_path, "a/one", title="One", symptoms=["two leaders", "Alarm storm"])

@@ -229,6 +229,16 @@ def test_an_edge_leads_to_the_related_pattern_and_back(page: Page, address: str)
     page.wait_for_url(f"{address}{start}/")
 
 
+def test_a_link_to_a_pattern_shows_it_before_it_is_followed(page: Page, address: str) -> None:
+    """Resting on the link opens a preview of the page it leads to."""
+    start = next(key for key in PATTERNS if any(edge.target for edge in catalogue.load(ROOT).edges(key)))
+    page.goto(f"{address}{start}/")
+    page.wait_for_load_state("networkidle")
+    link = page.locator(".related li a").first
+    link.hover()
+    expect(page.locator(".md-tooltip2--active")).to_contain_text(link.inner_text())
+
+
 @pytest.mark.parametrize("key", PATTERNS)
 def test_mermaid_is_drawn_from_the_vendored_script(page: Page, address: str, key: str) -> None:
     """Each mermaid block becomes an SVG with text in it."""

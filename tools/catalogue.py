@@ -130,8 +130,11 @@ class Catalogue:
     patterns: dict[str, Pattern] = field(default_factory=dict)
 
     def edges(self, key: str) -> list[Edge]:
-        """Return the edges of a page: its own, then the inverses of those that name it."""
-        own = list(self.patterns[key].related)
+        """Return the edges of a page: its own, and the inverses of those that name it.
+
+        An edge to a page that is not there is in `errors`, and not here.
+        """
+        own = [edge for edge in self.patterns[key].related if not edge.target or edge.target in self.patterns]
         stated = {(edge.label, edge.target) for edge in own}
         for other in self.patterns.values():
             for edge in other.related:

@@ -150,6 +150,8 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
         key = uri.removeprefix("notebooks/").removesuffix(".ipynb")
         head = site_pages.notebook_head(catalogue, key, _linker(page, config, files))
         html = html.replace("</h1>", f"</h1>\n{head}", 1)
+    # The source of a diagram is no text to search in.
+    html = html.replace('<pre class="mermaid">', '<pre class="mermaid" data-search-exclude="yes">')
     targets = {
         file.url_relative_to(page.file)
         for file in files.documentation_pages()

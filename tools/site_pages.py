@@ -79,12 +79,12 @@ def head(catalogue: Catalogue, pattern: Pattern, link: Link) -> str:
     faults = results.read("faults", pattern.key, folder=catalogue.root / "results")
     names = []
     if pattern.aka:
-        names.append(f"<dt>Also known as</dt><dd>{', '.join(map(escape, pattern.aka))}</dd>")
-    symptoms = "".join(f"<li>{escape(symptom)}</li>" for symptom in pattern.symptoms)
-    names.append(f'<dt>Symptoms</dt><dd><ul class="symptoms">{symptoms}</ul></dd>')
+        names.append(f"<dt>Also known as</dt> <dd>{', '.join(map(escape, pattern.aka))}</dd>")
+    symptoms = " ".join(f"<li>{escape(symptom)}</li>" for symptom in pattern.symptoms)
+    names.append(f'<dt>Symptoms</dt> <dd><ul class="symptoms">{symptoms}</ul></dd>')
     return (
         f'<p class="lead">{tables.prose(pattern.summary)}</p>\n'
-        f'<dl class="names">{"".join(names)}</dl>\n'
+        f'<dl class="names">{" ".join(names)}</dl>\n'
         f"{tables.checked(examples, faults)}\n"
         f'<p class="faces">{_faces(catalogue, pattern, link)}</p>'
     )
@@ -147,7 +147,7 @@ def related(catalogue: Catalogue, pattern: Pattern, link: Link) -> str:
             f'<li><span class="kind">{edge.label}</span> <span class="to">{name} {why}</span></li>'
         )
     here = f'<span class="here">{escape(pattern.title)}</span>'
-    return f'<div class="related">{here}<ul>{"".join(branches)}</ul></div>'
+    return f'<div class="related">{here}<ul>{" ".join(branches)}</ul></div>'
 
 
 def cards(patterns: Sequence[Pattern], link: Link, root: Path) -> str:

@@ -47,11 +47,12 @@ def fault_table(document: Document) -> str:
             *(_count(row[name]) for name in ("injected",)),
             *(_count(row[name], bad=True) for name in ("lost", "duplicated")),
             _count(row["unsure"]),
-            f'<td>{prose(row["held"])}<span class="bound">{prose(row["bound"])}</span></td>',
+            f'<td>{prose(row["held"])} <span class="bound">{prose(row["bound"])}</span></td>',
         ]
         if naive:
             cells.append(f"<td>{prose(row['naive'] or '')}</td>")
-        body.append(f"<tr>{''.join(cells)}</tr>")
+        # The spaces keep words apart in the search index, which leaves out the tags.
+        body.append(f"<tr>{' '.join(cells)}</tr>")
     seconds = sum(row["seconds"] for row in rows)
     total = sum(row["injected"] for row in rows)
     note = f"{total:,} faults injected in {number(seconds)} s. {_made(document)}"
@@ -63,11 +64,11 @@ def cost_table(document: Document) -> str:
     body = []
     for row in document["rows"]:
         kind = "ours" if row["ours"] else "baseline" if row["baseline"] else "other"
-        note = f'<span class="bound">{prose(row["note"])}</span>' if row["note"] else ""
+        note = f' <span class="bound">{prose(row["note"])}</span>' if row["note"] else ""
         body.append(
-            f'<tr class="{kind}"><td>{prose(row["case"])}{note}</td>'
-            f'<td class="n">{number(row["value"])} {escape(row["unit"])}</td>'
-            f'<td class="n">{_ratio(row)}</td><td class="n">{row["n"]:,}</td></tr>'
+            f'<tr class="{kind}"><td>{prose(row["case"])}{note}</td> '
+            f'<td class="n">{number(row["value"])} {escape(row["unit"])}</td> '
+            f'<td class="n">{_ratio(row)}</td> <td class="n">{row["n"]:,}</td></tr>'
         )
     head = ["Case", "Measured", "Ratio", "N"]
     note = f"Ratios are to the baseline of the same run. {_made(document)}"
@@ -138,13 +139,13 @@ def _chart(unit: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _table(kind: str, head: Sequence[str], body: Sequence[str], note: str, numeric: Sequence[int]) -> str:
-    cells = "".join(
+    cells = " ".join(
         f'<th scope="col" class="n">{name}</th>' if at in numeric else f'<th scope="col">{name}</th>'
         for at, name in enumerate(head)
     )
     return (
-        f'<div class="results {kind}"><table class="plain"><thead><tr>{cells}</tr></thead>'
-        f'<tbody>{"".join(body)}</tbody></table><p class="made">{note}</p></div>'
+        f'<div class="results {kind}"><table class="plain"><thead><tr>{cells}</tr></thead> '
+        f'<tbody>{" ".join(body)}</tbody></table><p class="made">{note}</p></div>'
     )
 
 
