@@ -137,7 +137,7 @@ def test_text_files_are_tidy() -> None:
         for number, line in enumerate(text.split("\n"), 1):
             if line != line.rstrip() or (name.endswith(".py") and "\t" in line):
                 untidy.append(f"{name}:{number}: blanks at the end, a tab or a carriage return")
-    assert untidy == []
+    assert not untidy, "\n".join(untidy)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def silenced_without_reason(source: str) -> list[int]:
 def test_every_silencing_names_its_rule_and_its_reason() -> None:
     """A rule is switched off for one line, by name, with the reason beside it."""
     found = [f"{name}:{line}" for name in own(".py") for line in silenced_without_reason(text_of(name))]
-    assert found == []
+    assert not found, "a silencing without a rule or a reason at " + ", ".join(found)
 
 
 @pytest.mark.parametrize(
