@@ -43,14 +43,13 @@ async def main() -> int:
             policy=policy,
             on_event=_say,
         )
-        async with serve(sidecar.report, int(os.environ.get("HEALTH_PORT", PORT))) as port:
-            running = asyncio.create_task(sidecar.run())
+        port = int(os.environ.get("HEALTH_PORT", PORT))
+        async with serve(sidecar.report, port), asyncio.TaskGroup() as group:
+            running = group.create_task(sidecar.run())
             _log.info("ready on port %d, pid %d", port, os.getpid())
-            left = await time_to_stop(
-                running, told, Path(os.environ["ALIVE_FILE"]), policy, job=os.environ.get("JOB") == "1"
-            )
-            sidecar.stop(left)
-            complete = await running
+            alive, job = Path(os.environ["ALIVE_FILE"]), os.environ.get("JOB") == "1"
+            sidecar.stop(await time_to_stop(told, alive, policy, job=job))
+    complete = running.result()
     _log.info("shipped %d lines%s", sidecar.report.shipped, "" if complete else ", and not all of them")
     return 0 if complete else 1
     # --8<-- [end:main]
@@ -58,13 +57,7 @@ async def main() -> int:
 
 # --8<-- [start:time_to_stop]
 async def time_to_stop(
-    running: asyncio.Task[bool],
-    told: asyncio.Event,
-    alive: Path,
-    policy: Policy,
-    *,
-    job: bool,
-    clock: Clock = SYSTEM_CLOCK,
+    told: asyncio.Event, alive: Path, policy: Policy, *, job: bool, clock: Clock = SYSTEM_CLOCK
 ) -> float:
     """Return when the application will write no more; with the seconds of grace that are left for shipping.
 
@@ -73,7 +66,7 @@ async def time_to_stop(
     """
     told_at = None
     kept = min(policy.timeout, policy.grace / 2)
-    while not running.done():
+    while True:
         now = clock.monotonic()
         ended = has_ended(alive)
         if told.is_set():
@@ -86,7 +79,6 @@ async def time_to_stop(
         elif job and ended:
             return policy.grace
         await clock.sleep(_LOOK)
-    return policy.grace
     # --8<-- [end:time_to_stop]
 
 

@@ -21,6 +21,7 @@ __all__ = ["Line", "Position", "Tail"]
 
 _CHUNK = 65_536
 _HEAD = 256  # bytes of its first line that a file is known by
+_Inode = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class Tail:
         self._at = start or Position()
         self._file: BinaryIO | None = None
         self._identity = ""  # of the open file, once its first line is whole
+        self._next: BinaryIO | None = None  # the file after it, held so that a rotation cannot take it away
         self._read = 0  # bytes of the open file that have been read
         self._lines: deque[tuple[bytes, int]] = deque()  # read and not handed out; where each ends
         self._rest = b""  # the beginning of a line whose end has not been written yet
@@ -71,12 +73,13 @@ class Tail:
 
     @property
     def endangered(self) -> bool:
-        """Whether a rotation has deleted the open file, so that the next one may delete what follows it."""
+        """Whether a rotation has deleted the open file: soon nobody knows what came after the next one."""
         return self._file is not None and os.fstat(self._file.fileno()).st_nlink == 0
 
     # --8<-- [start:read]
     def read(self, most: int) -> list[Line]:
         """Return up to `most` lines that have been written since; it never waits."""
+        self._look_ahead()
         lines: list[Line] = []
         while len(lines) < most:
             if self._lines:
@@ -93,10 +96,11 @@ class Tail:
     # --8<-- [end:read]
 
     def close(self) -> None:
-        """Close the file; `read` opens it again where it was."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Close the files; `read` opens them again where it was."""
+        for file in (self._file, self._next):
+            if file is not None:
+                file.close()
+        self._file = self._next = None
         self._lines.clear()
 
     def _load(self) -> bool:
@@ -117,35 +121,54 @@ class Tail:
 
     # --8<-- [start:go_on]
     def _go_on(self) -> bool:
-        """At the end of the open file: go on in the next; False if there is nothing to read now.
-
-        There is one writer, so this file is complete as soon as something is in the newest. Not before:
-        after a rotation by logrotate the writer goes on in the old file until it is told.
-        """
+        """At the end of the open file: go on in the next; False if there is nothing to read now."""
         assert self._file is not None  # noqa: S101  read() has opened it
-        mine = os.fstat(self._file.fileno())
-        if mine.st_size < self._read:  # cut in place
+        if os.fstat(self._file.fileno()).st_size < self._read:  # cut in place
             self.gaps += 1
             self._begin(self._file)
             return True
-        files = self._files()
-        if not files or files[-1].path != self._path or files[-1].inode == _inode(mine) or not files[-1].size:
+        if self._next is None or not self._written_after(self._next):
             return False
         if os.fstat(self._file.fileno()).st_size > self._read:
-            return True  # written before the newest was
+            return True  # written before the writer went over
         if self._rest:  # its writer ended in the middle of a line
-            self._lines.append((self._rest, self._read))
             self._identity = self._identity or _identity(self._file)
+            self._lines.append((self._rest, self._read))
             self._rest = b""
             return True
-        known = [number for number, found in enumerate(files) if found.inode == _inode(mine)]
-        following = self._open(files, known[0] + 1 if known else _first_not_older(files, mine.st_mtime_ns))
-        if following is None:
-            return False  # files are being renamed while we look
-        self.gaps += not known
         self._file.close()
+        following, self._next = self._next, None
         self._begin(following)
         return True
+
+    def _written_after(self, following: BinaryIO) -> bool:
+        """Whether something is in the file `following` or in a later one.
+
+        There is one writer, so that the file before is complete then. Not earlier: after a rotation by
+        logrotate the writer goes on in the old file until it is told.
+        """
+        status = os.fstat(following.fileno())
+        files = self._files()
+        inodes = [found.inode for found in files]
+        if status.st_size or files != self._files():
+            return status.st_size > 0
+        if _inode(status) not in inodes:
+            return True
+        return any(found.size for found in files[inodes.index(_inode(status)) :])
+
+    def _look_ahead(self) -> None:
+        """Open the file that follows the open one, as soon as there is one."""
+        if self._file is None or self._next is not None:
+            return
+        files = self._files()
+        mine = os.fstat(self._file.fileno())
+        inodes = [found.inode for found in files]
+        if _inode(mine) in inodes:
+            self._next = self._open(files, inodes.index(_inode(mine)) + 1)
+        else:  # deleted or moved away: take the oldest that was written after it, or else the newest
+            newer = (number for number, found in enumerate(files) if found.written >= mine.st_mtime_ns)
+            self._next = self._open(files, next(newer, len(files) - 1))
+            self.gaps += self._next is not None
 
     # --8<-- [end:go_on]
 
@@ -172,10 +195,11 @@ class Tail:
     def _begin(self, file: BinaryIO, offset: int = 0) -> None:
         file.seek(offset)
         self._file, self._identity, self._read, self._rest = file, "", offset, b""
+        self._look_ahead()
 
     def _open(self, files: list[_Found], number: int) -> BinaryIO | None:
         """Open one of `files`; None if there is none, or names changed meanwhile and `files` is not true."""
-        if number >= len(files):
+        if not 0 <= number < len(files):
             return None
         try:
             file = files[number].path.open("rb", buffering=0)
@@ -207,17 +231,13 @@ class Tail:
 @dataclass(frozen=True, slots=True)
 class _Found:
     path: Path
-    inode: tuple[int, int]
+    inode: _Inode
     size: int = field(compare=False)
     written: int = field(compare=False)  # ns, wall clock
 
 
-def _inode(status: os.stat_result) -> tuple[int, int]:
+def _inode(status: os.stat_result) -> _Inode:
     return status.st_dev, status.st_ino
-
-
-def _first_not_older(files: list[_Found], written: int) -> int:
-    return next((number for number, found in enumerate(files) if found.written >= written), len(files))
 
 
 def _identity(file: BinaryIO) -> str:

@@ -1,0 +1,1392 @@
+"""The proof of patterns/container/sidecar: each invariant, and a naive variant that breaks it."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import itertools
+import json
+import math
+import os
+import random
+import signal
+import socket
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from redis.asyncio import Redis
+
+from patterns.clock import SYSTEM_CLOCK, ManualClock
+from patterns.container.sidecar import (
+    BatchShipped,
+    GapFound,
+    Line,
+    LinesDropped,
+    Policy,
+    Position,
+    Report,
+    ShippingFailed,
+    Sidecar,
+    Tail,
+    health,
+    life,
+)
+from patterns.container.sidecar import __main__ as process
+from patterns.container.sidecar.buffer import Buffer
+from patterns.container.sidecar.pod import (
+    ApplicationEnded,
+    ApplicationStarted,
+    Pod,
+    SidecarEnded,
+    SidecarStarted,
+)
+from patterns.events import Recorder
+from patterns.keyspace import Client, Keyspace, opened
+from tests.container import sidecar_programs as programs
+from tests.eventually import eventually
+from tests.faults.leaks import immortal_keys
+from tests.faults.proxy import proxy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from patterns.embedded import Cluster, Server
+    from tests.faults.ledger import Ledger
+    from tests.faults.workers import Worker
+
+Make = Any  # Sidecar, or a naive variant with the same constructor
+
+HERE = Path(life.__file__).parent
+LAUNCH = [sys.executable, str(HERE / "life.py"), "launch"]
+APPLICATION = [sys.executable, str(HERE / "application.py")]
+PROGRAMS = "tests.container.sidecar_programs"
+QUICK: dict[str, Any] = {"poll": 0.01, "retry": 0.01, "retry_cap": 0.05, "timeout": 0.5}
+
+
+class Log:
+    """An application's log, and what was ever written to it.
+
+    Args:
+        path: the file.
+        backups: rotated files that are kept.
+    """
+
+    def __init__(self, path: Path, backups: int = 3) -> None:
+        self.path = path
+        self.backups = backups
+        self.lines: list[bytes] = []
+        self.open = path.open("ab", buffering=0)
+
+    def write(self, count: int = 1) -> None:
+        """Write whole lines, each different from all others."""
+        for _ in range(count):
+            self.lines.append(b"line %d" % (len(self.lines) + 1))
+            self.open.write(self.lines[-1] + b"\n")
+
+    def rotate(self) -> None:
+        """Rename the files and begin a new one, as RotatingFileHandler does."""
+        self.open.close()
+        self.rename()
+        self.open = self.path.open("ab", buffering=0)
+
+    def rename(self) -> None:
+        """Rename the files, and go on in the one that is open: the first half of a logrotate."""
+        for number in range(self.backups - 1, 0, -1):
+            source = self.path.with_name(f"{self.path.name}.{number}")
+            if source.exists():
+                source.replace(self.path.with_name(f"{self.path.name}.{number + 1}"))
+        self.path.replace(self.path.with_name(f"{self.path.name}.1"))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    """The log of an application that is this test."""
+    found = Log(tmp_path / "app.log")
+    yield found
+    found.open.close()
+
+
+@asynccontextmanager
+async def running(sidecar: Any) -> AsyncIterator[Any]:
+    """Run a sidecar beside the block, and stop it after."""
+    task = asyncio.create_task(sidecar.run())
+    try:
+        yield sidecar
+        sidecar.stop()
+        await asyncio.shield(task)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def in_stream(client: Any, app: str, source: str = "orders") -> list[bytes]:
+    """Return the lines in the stream, in order."""
+    entries: Any = await client.xrange(Keyspace(app, "sidecar").key(source, "log"))
+    return [fields[b"line"] for _, fields in entries]
+
+
+async def numbers_in_stream(client: Any, app: str, source: str = "orders") -> list[int]:
+    """Return the `seq` of each entry, in order."""
+    entries: Any = await client.xrange(Keyspace(app, "sidecar").key(source, "log"))
+    return [int(fields[b"seq"]) for _, fields in entries]
+
+
+def compare(found: list[bytes], written: list[bytes]) -> None:
+    """Every line that was written is there once, in order."""
+    lost, doubled = len(set(written) - set(found)), len(found) - len(set(found))
+    assert (lost, doubled) == (0, 0), f"{lost} lines lost, {doubled} doubled"
+    assert found == written, "out of order"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def all_shipped(client: Any, app: str, count: int, within: float = 10) -> None:
+    """Wait until the stream has `count` entries."""
+    key = Keyspace(app, "sidecar").key("orders", "log")
+
+    async def length() -> bool:
+        return int(await client.xlen(key)) >= count
+
+    await eventually(length, within=within, what=f"{count} lines in the stream")
+
+
+# 1: start
+
+
+async def check_application_waits_for_sidecar(
+    application: list[str],
+    program: list[str],
+    folder: Path,
+    url: str,
+    capfd: pytest.CaptureFixture[str],
+    patience: float = 20,
+) -> None:
+    """The sidecar is slow to start: the application's first line comes after it, and not without it."""
+    gate, log = folder / "gate", folder / "app.log"
+    env = {
+        "LOG_FILE": str(log),
+        "ALIVE_FILE": str(folder / "alive"),
+        "HEALTH_PORT": str(free_port()),
+        "PATIENCE": str(patience),
+        "ORDERS": "3",
+        "SOURCE": "orders",
+        "APP": folder.name,
+        "REDIS_URL": url,
+        "PYTHONPATH": str(Path.cwd()),
+    }
+    sidecar = [sys.executable, "-m", PROGRAMS, *program, *([str(gate)] if program == ["gated"] else [])]
+    pod = asyncio.create_task(Pod("test", application, sidecar, env=env, grace=10).run())
+    await eventually(lambda: (folder / "alive").exists() or log.exists(), within=20)
+    opened_at = time.time()
+    gate.touch()
+    assert await pod == 0
+    lines = log.read_text().splitlines()
+    assert [line.split()[1] for line in lines] == ["begin,", "order", "order", "order", "end,"]
+    assert float(lines[0].split()[0]) > opened_at, "the application began before the sidecar was ready"
+    assert "no sidecar after" not in capfd.readouterr().err, "the two waited for each other"
+
+
+@pytest.mark.invariant(1)
+async def test_application_begins_when_the_sidecar_is_ready(
+    tmp_path: Path, server: Server, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A sidecar that takes its time delays the first order, and is not waited for in vain."""
+    await check_application_waits_for_sidecar([*LAUNCH, *APPLICATION], ["gated"], tmp_path, server.url, capfd)
+    async with opened(server.url) as client:
+        assert len(await in_stream(client, tmp_path.name)) == 5
+
+
+@pytest.mark.naive(1)
+@pytest.mark.parametrize(
+    ("application", "program", "complaint"),
+    [
+        (APPLICATION, ["gated"], "began before the sidecar was ready"),
+        ([*LAUNCH, *APPLICATION], ["waits_for_application"], "waited for each other"),
+    ],
+    ids=["does not wait", "health asks the application"],
+)
+async def test_not_waiting_and_waiting_for_each_other_are_both_wrong(
+    application: list[str],
+    program: list[str],
+    complaint: str,
+    tmp_path: Path,
+    server: Server,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Without a wait the first lines come too early; readiness that asks the application is a deadlock."""
+    with pytest.raises(AssertionError, match=complaint):
+        await check_application_waits_for_sidecar(application, program, tmp_path, server.url, capfd, 2)
+
+
+@pytest.mark.invariant(1)
+async def test_a_sidecar_that_never_gets_ready_is_waited_for_only_so_long() -> None:
+    """The wait is over after `patience` seconds, and says so."""
+    clock = ManualClock()
+    waiting = asyncio.create_task(life.wait_for_sidecar(free_port(), 10.0, clock))
+
+    async def moved() -> bool:
+        await clock.advance(0.5)
+        return waiting.done()
+
+    await eventually(moved, within=20)
+    assert await waiting is False
+    assert clock.monotonic() < 20
+
+
+@pytest.mark.invariant(1)
+async def test_ready_does_not_wait_for_redis_or_the_application(tmp_path: Path, app: str) -> None:
+    """There is no Redis, no log and no application, and the sidecar is ready."""
+    async with (
+        opened(f"redis://127.0.0.1:{free_port()}") as client,
+        running(
+            Sidecar("orders", tmp_path / "app.log", client, app=app, policy=Policy(**QUICK, grace=0.1))
+        ) as it,
+        health.serve(it.report, 0) as port,
+    ):
+        assert await eventually(lambda: asyncio.to_thread(life.ask, "/readyz", port), within=5) == "ready"
+        await eventually(lambda: it.report.failing == "ConnectionError", within=5)
+    assert not it.report.ready
+
+
+# 2: crash
+
+
+async def check_restart_loses_and_doubles_nothing(make: Make, log: Log, client: Client, app: str) -> None:
+    """Six shippers one after the other, each gone in the middle of its work, while lines are written."""
+    policy = Policy(**QUICK, batch_lines=7)
+    rng = random.Random(7)
+    for _ in range(6):
+        log.write(20)
+        shipper = make("orders", log.path, client, app=app, policy=policy)
+        task = asyncio.create_task(shipper.run())
+        with suppress(AssertionError):
+            await all_shipped(client, app, len(log.lines) - rng.randrange(20), within=0.5)
+        task.cancel()  # nothing is said or saved: what counts is in Redis
+        await asyncio.gather(task, return_exceptions=True)
+    async with running(make("orders", log.path, client, app=app, policy=policy)):
+        log.write(5)
+    compare(await in_stream(client, app), log.lines)
+
+
+@pytest.mark.invariant(2)
+async def test_a_restart_goes_on_where_the_stream_ends(log: Log, server: Server, app: str) -> None:
+    """Six sidecars one after the other ship each line once, and a seventh reads three rotated files."""
+    async with opened(server.url) as client:
+        await check_restart_loses_and_doubles_nothing(Sidecar, log, client, app)
+        for _ in range(3):
+            log.write(30)
+            log.rotate()
+        log.write(5)
+        async with running(Sidecar("orders", log.path, client, app=app, policy=Policy(**QUICK))):
+            pass
+        compare(await in_stream(client, app), log.lines)
+        assert await numbers_in_stream(client, app) == list(range(1, len(log.lines) + 1))
+        assert await immortal_keys(client, app) == []
+
+
+@pytest.mark.naive(2)
+@pytest.mark.parametrize(
+    ("variant", "complaint"),
+    [(programs.Naive, r"[1-9]\d* doubled"), (programs.StartsAtTheEnd, r"[1-9]\d* lines lost")],
+)
+async def test_a_position_in_memory_loses_or_doubles(
+    variant: Make, complaint: str, log: Log, server: Server, app: str
+) -> None:
+    """From the beginning each restart doubles, from the end it loses."""
+    async with opened(server.url) as client:
+        with pytest.raises(AssertionError, match=complaint):
+            await check_restart_loses_and_doubles_nothing(variant, log, client, app)
+
+
+@pytest.mark.invariant(2)
+async def test_two_sidecars_of_one_source_do_not_double(log: Log, server: Server, app: str) -> None:
+    """An old sidecar that was thought dead ships beside the new one: each line is there once."""
+    log.write(200)
+    async with opened(server.url) as client:
+        policy = Policy(**QUICK, batch_lines=3)
+        both = [Sidecar("orders", log.path, client, app=app, policy=policy) for _ in range(2)]
+        async with running(both[0]), running(both[1]):
+            log.write(200)
+        compare(await in_stream(client, app), log.lines)
+
+
+@pytest.mark.invariant(2)
+async def test_the_same_on_a_cluster(log: Log, cluster: Cluster, app: str) -> None:
+    """Stream and position are in one slot, so that one script moves both."""
+    async with opened(cluster.url) as client:
+        log.write(50)
+        async with running(Sidecar("orders", log.path, client, app=app, policy=Policy(**QUICK))):
+            log.write(50)
+        compare(await in_stream(client, app), log.lines)
+
+
+@pytest.mark.invariant(2)
+async def test_the_sidecar_is_restarted_with_a_growing_pause_up_to_a_cap() -> None:
+    """A sidecar that fails again and again is started ever less often, and the application never notices."""
+    heard = Recorder()
+    pod = Pod(
+        "test",
+        ["/bin/sh", "-c", "trap exit TERM; while :; do sleep 0.05; done"],
+        ["/bin/sh", "-c", "exit 3"],
+        env={},
+        back_off=0.01,
+        back_off_cap=0.04,
+        on_event=heard,
+    )
+    task = asyncio.create_task(pod.run())
+    await eventually(lambda: len(heard.of(SidecarEnded)) >= 5, within=20)
+    pod.stop()
+    pod.stop()
+    await task
+    ends = heard.of(SidecarEnded)[:5]
+    assert [end.restart_after_seconds for end in ends] == [0.01, 0.02, 0.04, 0.04, 0.04]
+    assert {end.code for end in ends} == {3}
+    assert len(heard.of(ApplicationStarted)) == 1
+
+
+# 3: stop
+
+
+async def check_last_line_is_shipped(
+    monkeypatch: pytest.MonkeyPatch, log: Log, url: str, app: str, *, knows_the_application: bool
+) -> None:
+    """Told to end twice while the application is alive: its last words are in the stream, in time."""
+    alive = log.path.with_name("alive")
+    port = environment(monkeypatch, log.path, alive if knows_the_application else Path("/nowhere"), url, app)
+    lock = life.hold(alive)
+    heard: list[str] = []
+    monkeypatch.setattr(process._log, "info", lambda text, *_: heard.append(text))
+    async with opened(url) as client:
+        log.write(10)
+        ending = asyncio.create_task(process.main())
+        try:
+            await ready(port)
+            await all_shipped(client, app, 10)
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+            await eventually(lambda: ending.done() or any("waiting" in text for text in heard), within=10)
+            log.write(3)
+            began = time.monotonic()
+        finally:
+            os.close(lock)
+        assert await ending == 0
+        assert time.monotonic() - began < 5, "it took the whole grace"
+        compare(await in_stream(client, app), log.lines)
+
+
+def environment(
+    monkeypatch: pytest.MonkeyPatch, log: Path, alive: Path, url: str, app: str, **more: str
+) -> int:
+    """Set what the sidecar's process reads; return its health port."""
+    port = free_port()
+    values = {"LOG_FILE": str(log), "ALIVE_FILE": str(alive), "REDIS_URL": url, "APP": app}
+    for name, value in {**values, "SOURCE": "orders", "HEALTH_PORT": str(port), "GRACE": "5", **more}.items():
+        monkeypatch.setenv(name, value)
+    return port
+
+
+@pytest.mark.invariant(3)
+async def test_the_sidecar_outlives_the_application_and_ships_its_last_line(
+    monkeypatch: pytest.MonkeyPatch, log: Log, server: Server, app: str
+) -> None:
+    """Two SIGTERMs, three more lines, the application's end: all thirteen lines are there."""
+    await check_last_line_is_shipped(monkeypatch, log, server.url, app, knows_the_application=True)
+
+
+@pytest.mark.naive(3)
+async def test_ending_at_the_signal_loses_the_last_lines(
+    monkeypatch: pytest.MonkeyPatch, log: Log, server: Server, app: str
+) -> None:
+    """A sidecar that is told together with the application, and ends at once, misses three lines."""
+    with pytest.raises(AssertionError, match="3 lines lost"):
+        await check_last_line_is_shipped(monkeypatch, log, server.url, app, knows_the_application=False)
+
+
+@pytest.mark.invariant(3)
+async def test_the_grace_bounds_an_application_that_does_not_end() -> None:
+    """Four of ten seconds of grace are kept for the last lines, and the rest is spent on waiting."""
+    told, clock = asyncio.Event(), ManualClock()
+    told.set()
+    with tempfile.TemporaryDirectory() as folder:
+        lock = life.hold(alive := Path(folder, "alive"))
+        policy = Policy(grace=10, timeout=4)
+        waiting = asyncio.create_task(process.time_to_stop(told, alive, policy, job=False, clock=clock))
+        await clock.advance(5.9)
+        assert not waiting.done()
+        await clock.advance(0.2)
+        assert await waiting == pytest.approx(4, abs=0.1)
+        os.close(lock)
+
+
+@pytest.mark.invariant(3)
+async def test_the_grace_bounds_a_redis_that_does_not_answer(log: Log, app: str) -> None:
+    """With Redis down the sidecar gives up after the grace and says that lines are left in the files."""
+    log.write(3)
+    async with opened(f"redis://127.0.0.1:{free_port()}") as client:
+        sidecar = Sidecar("orders", log.path, client, app=app, policy=Policy(**QUICK))
+        task = asyncio.create_task(sidecar.run())
+        await eventually(lambda: sidecar.report.failing, within=5)
+        began = time.monotonic()
+        sidecar.stop(0.2)
+        sidecar.stop(100)  # the first word counts
+        assert await task is False
+        assert 0.15 < time.monotonic() - began < 3
+
+
+@pytest.mark.invariant(3)
+async def test_pod_stops_the_application_first_and_the_sidecar_last() -> None:
+    """The sidecar's SIGTERM comes after the application's end, and both fit into one grace."""
+    heard = Recorder()
+    pod = Pod(
+        "test",
+        ["/bin/sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.02; done"],
+        ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 0.02; done"],
+        env={},
+        grace=0.6,
+        on_event=heard,
+    )
+    task = asyncio.create_task(pod.run())
+    await eventually(lambda: heard.of(ApplicationStarted), within=10)
+    process_of = psutil.Process(heard.of(ApplicationStarted)[0].pid)
+    await eventually(process_of.children, within=10)  # the trap is set
+    began = time.monotonic()
+    pod.stop()
+    assert await task == 7
+    assert time.monotonic() - began < 5
+    assert [type(event) for event in heard.events] == [
+        SidecarStarted,
+        ApplicationStarted,
+        ApplicationEnded,
+        SidecarEnded,
+    ]
+    assert heard.of(SidecarEnded)[0].code == -signal.SIGKILL  # it did not want to end
+    assert heard.of(SidecarEnded)[0].restart_after_seconds is None
+
+
+# 4: end
+
+
+async def check_job_ends(
+    monkeypatch: pytest.MonkeyPatch,
+    spawn: Callable[..., Worker],
+    folder: Path,
+    url: str,
+    app: str,
+    **env: str,
+) -> None:
+    """Two applications, one that ends and one that is killed: the sidecar ends by itself both times."""
+    for killed in (False, True):
+        path, alive = folder / f"{killed}.log", folder / f"{killed}.alive"
+        name = f"{app}-{killed}"
+        port = environment(monkeypatch, path, alive, url, name, **env)
+        async with opened(url) as client:
+            orders = {"ORDERS": "0" if killed else "3", "PYTHONPATH": str(Path.cwd())}
+            job = spawn(HERE / "life.py", "launch", *APPLICATION, env=orders)
+            ending = asyncio.create_task(process.main())
+            try:
+                await ready(port)
+                await all_shipped(client, name, 4)
+                if killed:
+                    job.kill()
+                await job_ended(ending)
+            finally:
+                ending.cancel()
+                await asyncio.gather(ending, return_exceptions=True)
+            compare(await in_stream(client, name), path.read_bytes().splitlines())
+
+
+async def ready(port: int) -> None:
+    await eventually(lambda: asyncio.to_thread(life.ask, "/readyz", port), within=10)
+
+
+async def job_ended(ending: asyncio.Task[int]) -> None:
+    await eventually(ending.done, within=3, what="the end of the sidecar after its job")
+    assert ending.result() == 0
+
+
+@pytest.mark.invariant(4)
+async def test_the_end_of_a_job_is_the_end_of_its_sidecar(
+    monkeypatch: pytest.MonkeyPatch,
+    spawn: Callable[..., Worker],
+    tmp_path: Path,
+    server: Server,
+    app: str,
+) -> None:
+    """Nobody tells it: the kernel lets go of the lock, and the last line has been shipped."""
+    await check_job_ends(monkeypatch, spawn, tmp_path, server.url, app, JOB="1")
+
+
+@pytest.mark.naive(4)
+async def test_a_sidecar_that_does_not_look_keeps_the_job_alive(
+    monkeypatch: pytest.MonkeyPatch,
+    spawn: Callable[..., Worker],
+    tmp_path: Path,
+    server: Server,
+    app: str,
+) -> None:
+    """Kubernetes #25908: the work is done and the Job never completes."""
+    with pytest.raises(AssertionError, match="the end of the sidecar after its job"):
+        await check_job_ends(monkeypatch, spawn, tmp_path, server.url, app)
+
+
+@pytest.mark.invariant(4)
+def test_lock_says_alive_until_the_last_holder_is_gone(tmp_path: Path) -> None:
+    """Never begun is not ended; held is not ended; ended needs no goodbye."""
+    alive = tmp_path / "alive"
+    assert (life.has_begun(alive), life.has_ended(alive)) == (False, False)
+    first, second = life.hold(alive), life.hold(alive)
+    assert (life.has_begun(alive), life.has_ended(alive)) == (True, False)
+    os.close(first)
+    assert not life.has_ended(alive)
+    os.close(second)
+    assert life.has_ended(alive)
+
+
+# 5: bound
+
+
+async def check_memory_is_bounded(make: Make, log: Log, server: Server, app: str) -> None:
+    """Redis stands still: few lines wait in memory, the others in the files, and none is lost."""
+    log.backups = 50
+    async with opened(server.url) as client:
+        policy = Policy(**QUICK, buffer_lines=100, batch_lines=30)
+        async with running(make("orders", log.path, client, app=app, policy=policy)) as it:
+            log.write(10)
+            await all_shipped(client, app, 10)
+            server.stop()
+            for _ in range(10):
+                log.write(100)
+                log.rotate()
+            await eventually(lambda: it.report.waiting >= 100, within=10)
+            log.write(100)
+            waiting = [it.report.waiting async for _ in turns(200)]
+            server.cont()
+            assert max(waiting) <= 100, f"{max(waiting)} lines in memory, 100 allowed"
+        assert it.report.dropped == 0
+        compare(await in_stream(client, app), log.lines)
+
+
+async def turns(count: int) -> AsyncIterator[None]:
+    """Let the other tasks run `count` times, with the clock that they wait for."""
+    for _ in range(count):
+        await SYSTEM_CLOCK.sleep(0.001)
+        yield
+
+
+class ReadsAllIntoMemory(Sidecar):
+    """No bound: what Redis does not take stays in the process until the kernel kills it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._buffer = Buffer(sys.maxsize)
+
+
+@pytest.mark.invariant(5)
+async def test_memory_is_bounded_and_the_files_hold_the_rest(
+    log: Log, fresh_server: Server, app: str
+) -> None:
+    """Of 1 100 lines written while Redis stands still 100 are in memory, and all arrive."""
+    await check_memory_is_bounded(Sidecar, log, fresh_server, app)
+
+
+@pytest.mark.naive(5)
+async def test_an_unbounded_buffer_holds_the_whole_outage(log: Log, fresh_server: Server, app: str) -> None:
+    """Without a bound every line of the outage is in memory."""
+    with pytest.raises(AssertionError, match="lines in memory, 100 allowed"):
+        await check_memory_is_bounded(ReadsAllIntoMemory, log, fresh_server, app)
+
+
+@pytest.mark.invariant(5)
+def test_buffer_drops_the_oldest_that_are_not_under_way() -> None:
+    """What may be in the stream already is never dropped, so that the count is exact."""
+    buffer = Buffer(5)
+    lines = [Line(b"%d" % number, Position(number)) for number in range(1, 11)]
+    assert buffer.put(lines[:4]) == 0
+    assert buffer.take(2) == lines[:2]
+    assert (len(buffer), buffer.room) == (4, 1)
+    assert buffer.put(lines[4:8]) == 3
+    assert buffer.take(2) == lines[:2]
+    buffer.done()
+    assert buffer.take(9) == lines[5:8]
+    buffer.done()
+    assert len(buffer) == 0
+    assert buffer.take(1) == []
+
+
+@pytest.mark.invariant(5)
+async def test_a_backlog_is_read_no_faster_than_it_is_shipped(log: Log, server: Server, app: str) -> None:
+    """A sidecar that comes late to 2 001 lines drops none of them, though its buffer is small."""
+    log.write(2001)
+    async with opened(server.url) as client:
+        policy = Policy(**QUICK, buffer_lines=100, batch_lines=100)
+        async with running(Sidecar("orders", log.path, client, app=app, policy=policy)) as it:
+            await all_shipped(client, app, len(log.lines))
+        assert it.report == Report(shipped=len(log.lines))
+        compare(await in_stream(client, app), log.lines)
+
+
+# 6: apart
+
+
+async def check_log_is_left_alone(make: Make, log: Log, server: Server, app: str) -> None:
+    """Every descriptor of the log is for reading, and no byte, mode or name of it changes."""
+    log.write(50)
+    log.rotate()
+    log.write(50)
+    log.open.close()
+    before = state_of(log.path.parent)
+    async with opened(server.url) as client:
+        async with running(make("orders", log.path, client, app=app, policy=Policy(**QUICK))):
+            await all_shipped(client, app, 100)
+            modes = open_modes(log.path.parent)
+        assert modes
+        assert modes <= {os.O_RDONLY}, "the log is open for writing"
+        assert state_of(log.path.parent) == before, "the log was changed"
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, int, int, bytes]]:
+    return {
+        path.name: (path.stat().st_mode, path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.iterdir()
+    }
+
+
+def inode_of(path: Path) -> int:
+    return path.stat().st_ino
+
+
+def is_closed(inode: int) -> Callable[[], bool]:
+    """Return a condition: this process reads that file no longer."""
+    return lambda: inode not in open_inodes()
+
+
+def open_inodes() -> set[int]:
+    """Return the inodes of the files that this process has open for reading."""
+    found = set()
+    for name in os.listdir("/dev/fd"):
+        with suppress(OSError):
+            if fcntl.fcntl(int(name), fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+                found.add(os.fstat(int(name)).st_ino)
+    return found
+
+
+def open_modes(folder: Path) -> set[int]:
+    """Return how this process has opened the files of `folder`."""
+    inodes = {path.stat().st_ino for path in folder.iterdir()}
+    modes = set()
+    for name in os.listdir("/dev/fd"):
+        with suppress(OSError):
+            if os.fstat(int(name)).st_ino in inodes:
+                modes.add(fcntl.fcntl(int(name), fcntl.F_GETFL) & os.O_ACCMODE)
+    return modes
+
+
+class CutsWhatItShipped(Sidecar):
+    """Keeps the disk free by cutting the log after each batch; what is written meanwhile is cut, too."""
+
+    async def _ship(self) -> None:
+        with self._log.open("r+b") as file:
+            await super()._ship()
+            file.truncate(0)
+
+
+@pytest.mark.invariant(6)
+async def test_the_log_is_opened_for_reading_only(log: Log, server: Server, app: str) -> None:
+    """Contents, times, modes and names of the files are as they were."""
+    await check_log_is_left_alone(Sidecar, log, server, app)
+
+
+@pytest.mark.naive(6)
+async def test_a_sidecar_that_cuts_the_log_is_found(log: Log, server: Server, app: str) -> None:
+    """A helper that writes to the application's files is no longer beside it."""
+    with pytest.raises(AssertionError, match="open for writing"):
+        await check_log_is_left_alone(CutsWhatItShipped, log, server, app)
+
+
+# 7: loopback
+
+
+async def check_listens_on_loopback_only(serve: Any) -> None:
+    """Every address that this process listens on is a loopback address."""
+    before = listening()
+    async with serve(Report(ready=True), 0) as port:
+        new = listening() - before
+        assert {address[1] for address in new} == {port}
+        assert all(address[0] in {"127.0.0.1", "::1"} for address in new), f"it listens on {new}"
+        assert await asyncio.to_thread(life.ask, "/readyz", port) == "ready"
+
+
+def listening() -> set[tuple[str, int]]:
+    found = psutil.Process().net_connections(kind="tcp")
+    return {(each.laddr.ip, each.laddr.port) for each in found if each.status == psutil.CONN_LISTEN}
+
+
+@asynccontextmanager
+async def serves_everyone(report: Report, port: int) -> AsyncIterator[int]:
+    """Health on every address of the Pod, as most examples have it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(health, "HOST", "0.0.0.0")
+        async with health.serve(report, port) as taken:
+            yield taken
+
+
+@pytest.mark.invariant(7)
+async def test_health_is_served_on_loopback_only() -> None:
+    """Nobody outside the Pod can ask."""
+    await check_listens_on_loopback_only(health.serve)
+
+
+@pytest.mark.naive(7)
+async def test_health_on_every_address_is_found() -> None:
+    """0.0.0.0 shows the report to the whole network."""
+    with pytest.raises(AssertionError, match="it listens on"):
+        await check_listens_on_loopback_only(serves_everyone)
+
+
+async def test_health_tells_alive_ready_and_the_report() -> None:
+    """Each path answers what its probe wants to know; anything else is a 404 or no answer at all."""
+    report = Report()
+    async with health.serve(report, 0) as port:
+
+        async def ask(path: str) -> str | None:
+            return await asyncio.to_thread(life.ask, path, port)
+
+        assert await ask("/livez") == "alive"
+        assert await ask("/readyz") is None
+        report.ready, report.shipped = True, 7
+        assert await ask("/readyz") == "ready"
+        assert json.loads(await ask("/report") or "")["shipped"] == 7
+        assert await ask("/etc/passwd") is None
+
+        def raw(request: bytes) -> bytes:
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as link:
+                link.sendall(request)
+                link.shutdown(socket.SHUT_WR)
+                with suppress(ConnectionResetError):
+                    return link.recv(100)
+                return b""
+
+        assert (
+            await asyncio.to_thread(raw, b"nonsense\r\n\r\n")
+            == b"HTTP/1.1 404 Not Found\r\nContent-Length: 12\r\nConnection: close\r\n\r\nno such path"
+        )
+        assert await asyncio.to_thread(raw, b"GET /livez") == b""
+        assert await asyncio.to_thread(raw, b"GET /" + b"x" * 10_000) == b""
+    assert await asyncio.to_thread(life.ask, "/livez", port) is None
+
+
+# tail
+
+
+class TailMachine(RuleBasedStateMachine):
+    """A writer, rotations and a reader that restarts, against the list of all lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = ExitStack()
+        folder = self.stack.enter_context(tempfile.TemporaryDirectory())
+        self.log = Log(Path(folder, "app.log"), backups=3)
+        self.tail = Tail(self.log.path, longest=1000)
+        self.partial = b""
+        self.seen: list[Line] = []
+        self.gaps = 0
+
+    @rule(count=st.integers(1, 30))
+    def write(self, count: int) -> None:
+        self.end_partial()
+        self.log.write(count)
+
+    @rule()
+    def write_a_part(self) -> None:
+        if not self.partial:
+            self.partial = b"line %d" % (len(self.log.lines) + 1)
+            self.log.open.write(self.partial)
+
+    @rule()
+    def end_partial(self) -> None:
+        if self.partial:
+            self.log.open.write(b"\n")
+            self.finish_partial()
+
+    def finish_partial(self) -> None:
+        if self.partial:
+            self.log.lines.append(self.partial)
+            self.partial = b""
+
+    @rule()
+    def rotate(self) -> None:
+        """RotatingFileHandler; a part of a line becomes a line when its file is left."""
+        self.finish_partial()
+        self.log.rotate()
+
+    @rule(count=st.integers(0, 5))
+    def logrotate(self, count: int) -> None:
+        """The new file is there, and the writer goes on in the old one until it is told."""
+        self.end_partial()
+        self.log.rename()
+        new = self.log.path.open("ab", buffering=0)
+        self.read(most=1)
+        self.log.write(count)
+        self.log.open.close()
+        self.log.open = new
+
+    @rule(most=st.integers(1, 40))
+    def read(self, most: int) -> None:
+        lines = self.tail.read(most)
+        assert len(lines) <= most
+        self.seen += lines
+
+    @rule()
+    def read_all(self) -> None:
+        while lines := self.tail.read(10):
+            self.seen += lines
+
+    @rule()
+    def restart(self) -> None:
+        """A new reader goes on after the last line that the old one handed out."""
+        self.gaps += self.tail.gaps
+        self.tail.close()
+        self.tail = Tail(self.log.path, self.seen[-1].after if self.seen else None, longest=1000)
+
+    @rule()
+    def close_and_go_on(self) -> None:
+        self.tail.close()
+
+    @rule()
+    def cut(self) -> None:
+        """copytruncate, seen in time: what was not read is gone, and is a gap."""
+        self.end_partial()
+        self.read_all()
+        if self.log.path.stat().st_size:
+            before = self.tail.gaps
+            os.truncate(self.log.path, 0)
+            self.read_all()
+            assert self.tail.gaps == before + 1
+            self.write(1)
+            self.read_all()
+
+    @invariant()
+    def lines_are_in_order_and_once(self) -> None:
+        numbers = [int(line.text.split()[1]) for line in self.seen]
+        assert all(before < after for before, after in itertools.pairwise(numbers))
+        assert [line.after.seq for line in self.seen] == list(range(1, len(self.seen) + 1))
+        assert {line.text for line in self.seen} <= {*self.log.lines, self.partial}
+
+    @invariant()
+    def what_is_missing_is_a_gap(self) -> None:
+        if self.gaps + self.tail.gaps == 0:
+            begin = self.log.lines.index(self.seen[0].text) if self.seen else 0
+            assert [line.text for line in self.seen] == self.log.lines[begin : begin + len(self.seen)]
+
+    def teardown(self) -> None:
+        try:
+            self.write(1)
+            self.read_all()
+            seen = {line.text for line in self.seen}
+            for path in self.log.path.parent.iterdir():
+                assert set(path.read_bytes().splitlines()) <= seen, f"{path.name} was not read to its end"
+        finally:
+            self.tail.close()
+            self.log.open.close()
+            self.stack.close()
+
+
+TestTail = pytest.mark.invariant(2)(TailMachine.TestCase)
+TestTail.settings = settings(max_examples=120, stateful_step_count=30)
+
+
+@pytest.mark.invariant(2)
+@pytest.mark.parametrize("moment", ["first look", "looking for the next", "after a restart"])
+def test_a_rotation_between_looking_and_opening_loses_nothing(log: Log, moment: str) -> None:
+    """The names mean other files by the time one is opened: it is looked up again."""
+
+    class Meddled(Tail):
+        armed = False
+
+        def _files(self) -> list[Any]:
+            files = super()._files()
+            if self.armed:
+                self.armed = False
+                log.rotate()
+                log.write(3)
+            return files
+
+    log.write(3)
+    log.rotate()
+    log.write(3)
+    tail = Meddled(log.path)
+    if moment == "looking for the next":
+        seen = tail.read(3)
+    elif moment == "after a restart":
+        seen = tail.read(2)
+        tail.close()
+        tail = Meddled(log.path, seen[-1].after)
+    else:
+        seen = []
+    tail.armed = True
+    while len(seen) < len(log.lines) and (lines := tail.read(9) + tail.read(9)):
+        seen += lines
+    tail.close()
+    assert [line.text for line in seen] == log.lines
+    assert tail.gaps == 0
+
+
+@pytest.mark.invariant(2)
+def test_a_deleted_log_does_not_bring_the_old_files_again(log: Log) -> None:
+    """Somebody removes the newest file: its successor is read, and the older ones are not read again."""
+    log.write(3)
+    log.rotate()
+    log.write(3)
+    for age, name in ((60, "app.log.1"), (30, "app.log")):
+        os.utime(log.path.with_name(name), (time.time() - age,) * 2)
+    tail = Tail(log.path)
+    seen = tail.read(100)
+    log.path.unlink()
+    assert tail.endangered
+    log.open.close()
+    log.open = log.path.open("ab", buffering=0)
+    log.write(3)
+    seen += tail.read(100)
+    tail.close()
+    assert [line.text for line in seen] == log.lines
+    assert tail.gaps == 1  # it could not know
+
+
+@pytest.mark.invariant(5)
+def test_an_endless_line_costs_only_what_is_kept_of_it(log: Log) -> None:
+    """A line of 10 MB counts once, is cut, and the one after it is whole; a restart agrees."""
+    log.open.write(b"x" * 10_000_000)
+    tail = Tail(log.path, longest=100)
+    assert tail.read(10) == []
+    log.open.write(b"\nnext\n")
+    long, following = tail.read(10)
+    tail.close()
+    assert (long.text, following.text) == (b"x" * 100, b"next")
+    assert (long.after.seq, following.after.seq) == (1, 2)
+    again = Tail(log.path, long.after, longest=100)
+    assert again.read(10) == [following]
+    again.close()
+
+
+async def test_what_happens_is_heard(tmp_path: Path, fresh_server: Server, app: str) -> None:
+    """Shipping, failing and a gap are events; a report has their sums."""
+    heard = Recorder()
+    log = Log(tmp_path / "app.log", backups=1)
+    log.write(10)
+    policy = Policy(**QUICK)
+    async with opened(fresh_server.url) as client:
+        async with running(Sidecar("orders", log.path, client, app=app, policy=policy)):
+            pass
+        for _ in range(3):
+            log.rotate()
+            log.write(10)
+        it = Sidecar("orders", log.path, client, app=app, policy=policy, on_event=heard)
+        async with running(it):
+            await all_shipped(client, app, 30)
+            fresh_server.kill()
+            log.write(1)
+            await eventually(lambda: heard.of(ShippingFailed), within=5)
+            fresh_server.restart()
+    assert sum(event.lines for event in heard.of(BatchShipped)) == it.report.shipped == 21
+    assert heard.of(GapFound) == [GapFound("orders")]
+    assert it.report.gaps == 1
+    log.open.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"buffer_lines": 0}, "buffer_lines must be a whole number >= 1"),
+        ({"batch_lines": True}, "batch_lines must be a whole number"),
+        ({"longest_line": 1.5}, "longest_line must be a whole number"),
+        ({"poll": 0}, "poll must be seconds > 0"),
+        ({"keep": math.inf}, "keep must be seconds > 0 and < 1e9"),
+        ({"grace": math.nan}, "grace must be seconds > 0"),
+        ({"batch_lines": 11, "buffer_lines": 10}, "batch_lines must be <= buffer_lines 10"),
+        ({"retry": 2, "retry_cap": 1}, "retry_cap must be >= retry"),
+    ],
+)
+def test_policy_names_what_is_wrong(changes: dict[str, Any], complaint: str) -> None:
+    """A bad value is refused with its name and its bound."""
+    with pytest.raises(ValueError, match=complaint):
+        Policy(**changes)
+    with pytest.raises(ValueError, match="grace must be seconds > 0"):
+        Pod("test", [], [], env={}, grace=0)
+
+
+# faults
+
+
+@asynccontextmanager
+async def supervised(
+    spawn: Callable[..., Worker], kind: str, log: Path, url: str, app: str
+) -> AsyncIterator[Worker]:
+    """Run a shipper in a process that is started again when it is killed."""
+    env = {"LOG_FILE": str(log), "REDIS_URL": url, "APP": app}
+    worker = spawn(PROGRAMS, "kept", kind, env=env)
+    yield worker
+    worker.kill()
+
+
+async def child_of(worker: Worker) -> psutil.Process:
+    """Return the shipper's process, the latest."""
+    return psutil.Process(int((await worker.said("pid ", within=20)).split()[1]))
+
+
+async def end(child: psutil.Process) -> None:
+    """SIGTERM, and wait for the end; SIGKILL if it does not come."""
+    child.terminate()
+    try:
+        await eventually(lambda: not alive(child), within=5)
+    except AssertionError:
+        child.kill()
+
+
+def alive(child: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return child.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.invariant(2)
+@pytest.mark.fault("sidecar killed (SIGKILL) while the application writes")
+async def test_twenty_kills_lose_and_double_nothing(
+    log: Log, server: Server, app: str, spawn: Callable[..., Worker], ledger: Callable[..., Ledger]
+) -> None:
+    """Twenty times the sidecar is killed in the middle of shipping; each line is in the stream once."""
+    books = ledger(bound="each line once, in order")
+    naive = books.without("position in memory")
+    for book, kind in ((books, "ours"), (naive, "memory")):
+        name = f"{app}-{kind}"
+        own = Log(log.path.with_name(f"{kind}.log"), backups=100)
+        async with (
+            opened(server.url) as client,
+            supervised(spawn, kind, own.path, server.url, name) as worker,
+        ):
+            for number in range(20):
+                child = await child_of(worker)
+                own.write(200)
+                before = len(own.lines) - 200
+                await all_shipped(client, name, before + 20)
+                book.injected()
+                child.kill()
+                if kind == "ours" and number % 4 == 3:
+                    own.rotate()
+            child = await child_of(worker)
+            with suppress(AssertionError):
+                await all_shipped(client, name, len(own.lines))
+            await end(child)
+            found = await in_stream(client, name)
+        own.open.close()
+        enter(book, own.lines, found)
+        if kind == "ours":
+            compare(found, own.lines)
+    books.held("a new sidecar goes on at the position in Redis; the script takes each line once")
+
+
+def enter(book: Ledger, written: list[bytes], found: list[bytes]) -> None:
+    """Enter lines that were written, and what came of them."""
+    for line in written:
+        book.acked(line)
+    for line in found:
+        book.effect(line)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("application killed (SIGKILL) while it logs")
+async def test_a_killed_application_loses_no_line_that_it_logged(
+    tmp_path: Path, server: Server, app: str, spawn: Callable[..., Worker], ledger: Callable[..., Ledger]
+) -> None:
+    """Five times the application is killed; every line that its logging call returned for is shipped."""
+    books = ledger(bound="every line that was logged")
+    naive = books.without("shipped by a thread of the application")
+    path = tmp_path / "app.log"
+    async with opened(server.url) as client:
+        async with running(Sidecar("orders", path, client, app=app, policy=Policy(**QUICK))):
+            for _ in range(5):
+                before = await client.xlen(Keyspace(app, "sidecar").key("orders", "log"))
+                worker = spawn(HERE / "application.py", env={"LOG_FILE": str(path), "PACE": "0.001"})
+                await all_shipped(client, app, before + 50, within=20)
+                worker.kill()
+                books.injected()
+        lines = path.read_bytes().splitlines()
+        enter(books, lines, await in_stream(client, app))
+        for number in range(2):
+            name = f"{app}-{number}"
+            worker = spawn(PROGRAMS, "ships_itself", env={"REDIS_URL": server.url, "APP": name})
+            await all_shipped(client, name, 50, within=20)
+            worker.kill()
+            naive.injected()
+            said = [line.encode() for line in worker.output.splitlines() if line.startswith("order")]
+            found = await in_stream(client, name)
+            enter(
+                naive, [b"%d %s" % (number, line) for line in said], [b"%d %s" % (number, x) for x in found]
+            )
+    books.held("what is in the file is shipped, whoever is alive")
+
+
+@pytest.mark.fault("Redis killed for a while, with append-only file")
+async def test_an_outage_of_redis_loses_and_doubles_nothing(
+    log: Log, ledger: Callable[..., Ledger], app: str
+) -> None:
+    """Three times Redis is killed and comes back: what was written meanwhile is shipped, once."""
+    from patterns.embedded import Server  # noqa: PLC0415  here, it needs options
+
+    books = ledger(within=5.0, bound="each line once")
+    naive = books.without("sent by the application, errors ignored")
+    with Server("--appendonly", "yes", "--appendfsync", "always") as server:
+        async with opened(server.url, connect_timeout=0.5) as client:
+            async with running(Sidecar("orders", log.path, client, app=app, policy=Policy(**QUICK))) as it:
+                for round_ in range(3):
+                    log.write(50)
+                    await all_shipped(client, app, len(log.lines) - 25)
+                    server.kill()
+                    books.injected()
+                    naive.injected()
+                    log.write(100)
+                    for number in range(3):
+                        line = (round_, number)
+                        naive.acked(line)  # the handler swallows the error, as logging does
+                        with suppress(Exception):
+                            await client.xadd(f"{app}:{{naive}}", {"line": str(line)})
+                            naive.effect(line)
+                    await eventually(lambda: it.report.failing, within=5)
+                    server.restart()
+                    await all_shipped(client, app, len(log.lines))
+                    books.recovered()
+                    naive.recovered()
+            enter(books, log.lines, await in_stream(client, app))
+    books.held("the files are the buffer; the position came back with the stream")
+
+
+@pytest.mark.fault("Redis reachable and silent (black hole) while the application logs")
+async def test_a_silent_redis_is_not_felt_by_the_application(
+    log: Log, server: Server, app: str, ledger: Callable[..., Ledger]
+) -> None:
+    """Replies vanish for a while: no log call waits, and each line is in the stream once."""
+    books = ledger(within=5.0, bound="each line once, no log call waits 0.3 s")
+    async with opened(server.url) as direct, proxy(server.port, books) as link:
+        longest = {}
+        async with (
+            opened(link.url, connect_timeout=0.5) as client,
+            running(Sidecar("orders", log.path, client, app=app, policy=Policy(**QUICK))) as it,
+        ):
+            log.write(20)
+            await all_shipped(direct, app, 20)
+            hole = link.hole("down")
+            for who in ("file", "application"):
+                began = time.monotonic()
+                if who == "file":
+                    log.write(200)
+                else:
+                    with suppress(Exception):
+                        async with opened(link.url, socket_timeout=1.0) as own:
+                            await own.xadd(f"{app}:{{naive}}", {"line": "order"})
+                longest[who] = time.monotonic() - began
+            await eventually(lambda: it.report.failing, within=5)
+            hole.remove()
+            await all_shipped(direct, app, 220)
+            books.recovered()
+        enter(books, log.lines, await in_stream(direct, app))
+    assert longest["file"] < 0.3
+    assert longest["application"] > 0.9
+    books.held("the application wrote 200 lines to its file meanwhile")
+    books.naive(
+        f"XADD in the request: each order waits for its time-out, here {longest['application']:.1f} s"
+    )
+
+
+@pytest.mark.invariant(2)
+@pytest.mark.fault("reply of a shipping script lost after Redis had carried it out")
+async def test_a_lost_reply_doubles_nothing(
+    log: Log, server: Server, app: str, ledger: Callable[..., Ledger]
+) -> None:
+    """Thirty batches are sent again, and the script passes over what it has."""
+    books = ledger(bound="each line once")
+    naive = books.without("plain XADD, redis-py's default retries")
+    for book, make in ((books, Sidecar), (naive, programs.Naive)):
+        own = Log(log.path.with_name(make.__name__))
+        name = f"{app}-{make.__name__}"
+        async with (
+            proxy(server.port, book) as link,
+            opened(link.url) as careful,
+            Redis(port=link.port) as default,
+            opened(server.url) as direct,
+        ):
+            client = careful if book is books else default
+            async with running(make("orders", own.path, client, app=name, policy=Policy(**QUICK))):
+                for _ in range(30):
+                    link.lose_reply(Keyspace(name, "sidecar").key("orders", "log").encode(), times=1)
+                    own.write(5)
+                    await all_shipped(direct, name, len(own.lines))
+            enter(book, own.lines, await in_stream(direct, name))
+        own.open.close()
+    books.held("the script takes each `seq` once")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("sidecar paused (SIGSTOP) while the log rotates three times")
+async def test_a_paused_sidecar_finds_the_rotated_files(
+    log: Log, server: Server, app: str, spawn: Callable[..., Worker], ledger: Callable[..., Ledger]
+) -> None:
+    """Five pauses with three rotations each: all lines are shipped, since the files still hold them."""
+    books = ledger(within=10.0, bound="each line that the files hold, once")
+    naive = books.without("tail -f (follows the descriptor)")
+    for book, kind in ((books, "ours"), (naive, "descriptor")):
+        name = f"{app}-{kind}"
+        own = Log(log.path.with_name(f"{kind}.log"), backups=4)
+        async with (
+            opened(server.url) as client,
+            supervised(spawn, kind, own.path, server.url, name) as worker,
+        ):
+            child = await child_of(worker)
+            for _ in range(5):
+                own.write(20)
+                with suppress(AssertionError):
+                    await all_shipped(client, name, len(own.lines), within=5 if kind == "ours" else 0.3)
+                child.suspend()
+                book.injected()
+                for _ in range(3):
+                    own.write(20)
+                    own.rotate()
+                child.resume()
+                with suppress(AssertionError):
+                    await all_shipped(client, name, len(own.lines), within=5 if kind == "ours" else 0.3)
+                book.recovered()
+            await end(child)
+            enter(book, own.lines, await in_stream(client, name))
+        own.open.close()
+    books.held("the position names the file, whatever its name is now")
+
+
+@pytest.mark.invariant(5)
+@pytest.mark.fault("log rotated away faster than a standing Redis takes it")
+async def test_every_dropped_line_is_counted(
+    tmp_path: Path, fresh_server: Server, app: str, ledger: Callable[..., Ledger]
+) -> None:
+    """The buffer is full and the file being read is deleted: the oldest lines go, and are counted to one."""
+    books = ledger(bound="every line that is missing is counted, the newest arrive")
+    heard = Recorder()
+    log = Log(tmp_path / "app.log", backups=1)
+    policy = Policy(**QUICK, buffer_lines=100, batch_lines=30)
+    async with opened(fresh_server.url) as client:
+        it = Sidecar("orders", log.path, client, app=app, policy=policy, on_event=heard)
+        async with running(it):
+            log.write(10)
+            await all_shipped(client, app, 10)
+            fresh_server.stop()
+            log.write(200)
+            await eventually(lambda: it.report.waiting == 100, within=10)
+            log.rotate()
+            await eventually(lambda: inode_of(log.path) in open_inodes(), within=10)
+            for _ in range(6):
+                deleted = inode_of(log.path.with_name("app.log.1"))
+                log.write(50)
+                log.rotate()
+                log.write(1)
+                books.injected()
+                # The next rotation comes after the sidecar has left the deleted file, not together with it.
+                await eventually(is_closed(deleted), within=10)
+            fresh_server.cont()
+        found = await in_stream(client, app)
+        missing = [line for line in log.lines if line not in set(found)]
+        for line in missing:
+            books.failed(line)
+        enter(books, [line for line in log.lines if line not in missing], found)
+        numbers = await numbers_in_stream(client, app)
+    assert it.report.gaps == 0
+    assert len(missing) == it.report.dropped == sum(event.lines for event in heard.of(LinesDropped)) > 0
+    assert numbers[-1] - len(numbers) == len(missing), "they show as a gap in seq"
+    assert found[-100:] == log.lines[-100:]
+    log.open.close()
+    books.held(f"{len(missing)} lines dropped, {it.report.dropped} counted, and as many missing in `seq`")
+    books.naive("a memory buffer that drops without counting: the reader of the stream cannot tell")
+
+
+@pytest.mark.slow
+@pytest.mark.invariant(5)
+@pytest.mark.fault("sidecar paused (SIGSTOP) while the application writes 20 000 lines")
+async def test_the_application_does_not_wait_for_a_paused_sidecar(
+    tmp_path: Path, server: Server, app: str, spawn: Callable[..., Worker], ledger: Callable[..., Ledger]
+) -> None:
+    """Into a file each line takes its usual time; into a pipe the application stands when it is full."""
+    books = ledger(bound="99 % of the log calls under 5 ms")
+    count, report = 20_000, tmp_path / "took.json"
+    log = tmp_path / "app.log"
+    async with opened(server.url) as client, supervised(spawn, "ours", log, server.url, app) as worker:
+        child = await child_of(worker)
+        child.suspend()
+        books.injected()
+        application = spawn(PROGRAMS, "orders", log, count, report)
+        assert await application.ended(within=30) == 0
+        took = sorted(times_in(report))
+        child.resume()
+        held_back = len(log.read_bytes().splitlines())
+        key = Keyspace(app, "sidecar").key("orders", "log")
+        await eventually(lambda: client.xlen(key), within=10)
+        await end(child)
+    for number in range(len(took)):
+        books.acked(number)
+        books.effect(number)
+    p99 = took[int(len(took) * 0.99)]
+    assert held_back > 0
+    assert len(took) == count
+    assert p99 < 0.005, f"p99 {p99 * 1000:.1f} ms"
+    books.held(f"99 % of {count} log calls took under {max(1, math.ceil(p99 * 1000))} ms")
+    books.naive(await piped_into_a_paused_process(count, report))
+
+
+async def piped_into_a_paused_process(count: int, report: Path) -> str:
+    """Run the same application with its log going through a pipe to a process that is stopped."""
+    os.unlink(report)
+    read, write = os.pipe()
+    command = [sys.executable, "-u", "-m", PROGRAMS, "orders", "-", str(count), str(report)]
+    reader = await asyncio.create_subprocess_exec("cat", stdin=read, stdout=asyncio.subprocess.DEVNULL)
+    reader.send_signal(signal.SIGSTOP)
+    application = await asyncio.create_subprocess_exec(*command, stdout=write)
+    os.close(write)
+    os.close(read)
+    try:
+        child = psutil.Process(application.pid)
+
+        def stands() -> bool:
+            """The pipe is full: the process sleeps in a write and its time does not move."""
+            before = child.cpu_times().user
+            return report_size(report) == 0 and before > 0 and child.status() == psutil.STATUS_SLEEPING
+
+        await eventually(stands, within=20)
+        assert application.returncode is None
+        reader.send_signal(signal.SIGCONT)
+        assert await application.wait() == 0
+    finally:
+        for each in (application, reader):
+            with suppress(ProcessLookupError):
+                each.kill()
+            await each.wait()
+    took = times_in(report)
+    longest = max(took)
+    return f"piped into it: after {took.index(longest)} lines the application stood until it went on"
+
+
+def times_in(report: Path) -> list[float]:
+    took: list[float] = json.loads(report.read_text())
+    return took
+
+
+def report_size(report: Path) -> int:
+    return report.stat().st_size if report.exists() else 0
