@@ -54,7 +54,6 @@ class Store:
         makers = sorted((root / "tools").glob("*.py"))
         pins = [path for path in (root / "requirements.txt", Path(config.config_file_path)) if path.exists()]
         self._base = digest([*(path.read_bytes() for path in (*makers, *pins)), str(config.repo_url)])
-        self._modules = digest(path.read_bytes() for path in sorted((root / "patterns").rglob("*.py")))
         self._uris = ""
 
     def pages_are(self, files: Files) -> None:
@@ -134,8 +133,14 @@ class Store:
         parts: list[str | bytes] = [page.file.src_uri, self._uris, text]
         parts += [(self._root / path).read_bytes() for path in _INCLUDED.findall(text)]
         if page.file.src_uri.startswith("api/"):
-            parts.append(self._modules)
+            parts += self._sources(page.file.src_uri)
         return parts
+
+    def _sources(self, uri: str) -> list[bytes]:
+        """Return what a module's page is made from: its file, or for a pattern all of its files."""
+        place = self._root / "patterns" / Path(*Path(uri).with_suffix("").parts[1:3])
+        files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+        return [path.read_bytes() for path in files if path.exists()]
 
 
 def _link_out(link: AnchorLink) -> list[Any]:

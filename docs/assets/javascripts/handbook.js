@@ -78,6 +78,9 @@
     });
   };
 
+  // Material gives its search the role of a dialog and no name.
+  document.querySelector(".md-search")?.setAttribute("aria-label", "Search");
+
   // Runs again after each instant navigation.
   window.document$.subscribe(() => {
     document.querySelectorAll("[data-filter]").forEach(filter);
