@@ -57,7 +57,7 @@ import math
 import os
 import re
 import select
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypedDict, cast
 from urllib.parse import quote, unquote
@@ -292,11 +292,15 @@ class _Guard(connection.AbstractConnection):
     async def disconnect(self, nowait: bool = False, *args: Any, **kwargs: Any) -> None:
         """Let go of the socket at once; while one task waits for its end, another may connect again."""
         writer = self._writer
+        if writer is not None and nowait:
+            writer.transport.abort()  # close() would go on sending what is left of a request
         await super().disconnect(True, *args, **kwargs)
         if writer is not None and not nowait:
-            with suppress(OSError):  # TimeoutError is one
+            try:
                 async with SYSTEM_CLOCK.timeout(self.socket_connect_timeout):
                     await writer.wait_closed()
+            except OSError:  # TimeoutError is one
+                writer.transport.abort()
 
     def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
         """Pack several commands, and remember how many replies they will have."""
@@ -326,10 +330,11 @@ class _Guard(connection.AbstractConnection):
             self._command = name if batch == 1 or name == "MULTI" else "PIPELINE"
             self._owed += batch * (name != "COMMAND")  # which redis-py asks for itself, and changes nothing
         try:
-            async with SYSTEM_CLOCK.timeout(self.socket_timeout):
-                writer = cast("asyncio.StreamWriter", self._writer)
-                writer.writelines(chunks)
-                await writer.drain()
+            writer = cast("asyncio.StreamWriter", self._writer)
+            writer.writelines(chunks)
+            if writer.transport.get_write_buffer_size():  # else the kernel has it all
+                async with SYSTEM_CLOCK.timeout(self.socket_timeout):
+                    await writer.drain()
         except BaseException as error:
             await self.disconnect(nowait=True)
             self._fail(error)
@@ -419,8 +424,11 @@ class _Turns:
         self._free = asyncio.Semaphore(limit)
 
     async def take(self) -> None:
+        if not self._free.locked():
+            await self._free.acquire()  # without waiting
+            return
         try:
-            async with SYSTEM_CLOCK.timeout(self._wait if self._free.locked() else None):
+            async with SYSTEM_CLOCK.timeout(self._wait):
                 await self._free.acquire()
         except TimeoutError:
             busy = f"all {self.limit} connections were busy for {self._wait:g} s; nothing was sent"

@@ -314,6 +314,18 @@ async def test_a_paused_server_before_and_after_the_command_was_sent(fresh_serve
 
 
 @pytest.mark.invariant(2)
+async def test_a_request_that_cannot_be_written_in_time_is_an_unknown_outcome(fresh_server: Server) -> None:
+    """A value too large for the buffers on the way to a paused server does not hold its sender."""
+    async with opened(fresh_server.url, socket_timeout=0.2) as client:
+        await client.ping()
+        fresh_server.stop()
+        start = time.monotonic()
+        assert isinstance(await outcome(client.set("a", bytes(64 << 20))), OutcomeUnknown)
+        assert time.monotonic() - start < 2
+        fresh_server.cont()
+
+
+@pytest.mark.invariant(2)
 async def test_a_server_that_greets_nobody_is_given_up_after_connect_timeout() -> None:
     """`connect_timeout` bounds the handshake, also for a client that waits for replies without end."""
     async with stub(b"") as url, opened(url, socket_timeout=None, connect_timeout=0.2) as client:
@@ -388,6 +400,7 @@ async def stub(*replies: bytes) -> AsyncIterator[str]:
     await eventually(lambda: len(asyncio.all_tasks()) == 1, within=2)
 
 
+@pytest.mark.slow
 @KINDS
 @pytest.mark.invariant(1, 2, 3, 4)
 async def test_a_storm_of_faults_leaves_every_count_right(place: Place, rng: random.Random) -> None:
@@ -569,6 +582,7 @@ async def check_cancellation(make: Make, place: Place, rng: random.Random, n: in
         assert leaks.in_use(site.client) == 0
 
 
+@pytest.mark.slow
 @KINDS
 @pytest.mark.invariant(4)
 async def test_a_thousand_cancels_mix_up_no_reply_and_lose_no_connection(
@@ -585,6 +599,7 @@ class KeepsTheConnection(Connection):
         return await super().read_response(*args, **kwargs, disconnect_on_error=False)
 
 
+@pytest.mark.slow
 @pytest.mark.naive(4)
 @pytest.mark.parametrize("kind", ["cluster"])
 async def test_keeping_the_connection_of_a_cancelled_call_mixes_up_replies(
@@ -622,14 +637,14 @@ async def test_a_cancelled_caller_passes_the_connection_on(server: Server) -> No
 
 
 @pytest.mark.naive(4)
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="asyncio.Condition hands on since Python 3.13")
 async def test_the_blocking_pool_of_redis_py_lets_a_free_connection_lie(server: Server) -> None:
     """BlockingConnectionPool wakes a cancelled caller and no other, before Python 3.13."""
 
     def blocking(url: str) -> Redis:
         return Redis.from_pool(BlockingConnectionPool.from_url(url, max_connections=1, timeout=1, protocol=2))
 
-    with pytest.raises(AssertionError, match="waited in vain"):
+    mended = sys.version_info >= (3, 13)
+    with contextlib.nullcontext() if mended else pytest.raises(AssertionError, match="waited in vain"):
         await check_hands_over(blocking, server)
 
 
@@ -643,8 +658,8 @@ async def check_pool_waits(make: Make, place: Place) -> None:
         failed = [reply for reply in replies if isinstance(reply, Exception)]
         assert not failed, f"{len(failed)} of 200 callers were turned away: {failed[0]!r}"
         assert sorted(replies) == list(range(1, 201))
-        for port, line in site.lines.items():
-            assert len(line._links) <= (4 if port == site.home(place.app) else 5)
+        for line in site.lines.values():
+            assert len(line._links) <= 4 + (place.kind == "cluster"), "one more only for the map"
 
 
 @KINDS
@@ -785,6 +800,7 @@ async def test_try_again_is_tried_again(cluster: Cluster, app: str) -> None:
             assert await both == [one.encode(), two.encode()]
 
 
+@pytest.mark.slow
 @pytest.mark.invariant(1, 2, 6)
 async def test_failovers_by_order_and_by_death() -> None:
     """The same client goes on by MOVED in all kinds of calls, waits out CLUSTERDOWN, and survives a death."""
@@ -1300,6 +1316,7 @@ async def test_subscriptions_come_back_after_a_reset(place: Place) -> None:
             await eventually(heard, within=5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_leaks")
 @pytest.mark.invariant(2)
 async def test_a_sentinel_address_follows_the_primary() -> None:
