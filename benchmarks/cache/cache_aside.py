@@ -53,6 +53,7 @@ def bare(url: str) -> Cache:
     """Get, else load and set."""
     pool = redis.asyncio.BlockingConnectionPool.from_url(url, max_connections=WIDE)
     client: Any = redis.asyncio.Redis.from_pool(pool)
+    default: Any = redis.asyncio.Redis.from_url(url)
 
     async def get(key: str, load: Load) -> Any:
         cached = await client.get(f"bare:{key}")
@@ -62,7 +63,11 @@ def bare(url: str) -> Cache:
         await client.set(f"bare:{key}", json.dumps(value), ex=60)
         return value
 
-    return Cache(get, lambda key: client.delete(f"bare:{key}"), client.aclose, lambda: client.get("bare:hot"))
+    async def close() -> None:
+        await client.aclose()
+        await default.aclose()
+
+    return Cache(get, lambda key: client.delete(f"bare:{key}"), close, lambda: default.get("bare:hot"))
 
 
 def ours(url: str) -> Cache:
@@ -324,27 +329,26 @@ def measure() -> list[Row]:
         loads = {name: asyncio.run(one_process(server.url, name)) for name in PEERS}
         old = {name: (asyncio.run(stale(server.url, name)), 0) for name in PEERS}
     rows += _counted("200 callers", "loads", loads, CALLERS)
-    rows += _counted(
-        "4 x 50 callers", "loads in 4 processes", {name: many_processes(name) for name in PEERS}, CALLERS
-    )
-    return rows + _counted("a write during a load", f"old values in {RACES} races", old, RACES)
+    rows += _counted("4 processes", "loads by 4", {name: many_processes(name) for name in PEERS}, CALLERS)
+    return rows + _counted("a write while loading", f"old of {RACES}", old, RACES)
 
 
 def _counted(told: str, unit: str, counts: dict[str, tuple[int, int]], n: int) -> list[Row]:
     """Return one row for each cache from its count and its failed callers."""
     return [
         row(
-            f"{told}: {name}" if told else name,
+            f"{told}: {name}",
             value,
             unit,
             n=n,
             baseline_value=counts[BASELINE][0],
             ours=name == "this module",
             baseline=name == BASELINE,
-            note="; ".join(
-                filter(None, [PEERS[name][1], f"{failed} callers got an error" if failed else None])
-            )
-            or None,
+            note=f"{failed} callers got an error"
+            if failed
+            else PEERS[name][1]
+            if unit == "loads by 4"
+            else None,
         )
         for name, (value, failed) in counts.items()
     ]
@@ -355,10 +359,10 @@ def bounds(rows: list[Row]) -> list[str]:
     mine = {each["unit"]: each for each in rows if each["ours"]}
     broken = [
         f"{mine[unit]['value']:g} {unit}, not 1"
-        for unit in ("loads", "loads in 4 processes")
+        for unit in ("loads", "loads by 4")
         if mine[unit]["value"] != 1
     ]
-    if mine[f"old values in {RACES} races"]["value"]:
+    if mine[f"old of {RACES}"]["value"]:
         broken.append("a load brought an old value back")
     if mine["µs"]["ratio"] > 1.3:
         broken.append(f"a hit takes {mine['µs']['ratio']} times redis-py's GET")

@@ -1213,15 +1213,30 @@ def test_a_bad_policy_names_field_value_and_bound(field: str, value: object, bou
     assert field in str(refused.value)
 
 
+class NotedClock(ManualClock):
+    """Keeps how long it was asked to sleep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slept: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await super().sleep(seconds)
+
+    def has_slept(self, times: int) -> bool:
+        return len(self.slept) == times
+
+
 async def test_waiting_for_another_process_goes_by_the_clock_it_was_given(server: Server, app: str) -> None:
     """Between two looks at the other's lease it sleeps `poll` seconds of its own clock."""
-    clock, source = ManualClock(), Source(a=1)
+    clock, source = NotedClock(), Source(a=1)
     source.open.clear()
     async with cache(server.url, app) as there, cache(server.url, app, clock=clock, poll=2) as here:
         theirs = asyncio.create_task(there.get("a", source.load, "a"))
         await eventually(lambda: source.running == 1, within=5)
         ours = asyncio.create_task(here.get("a", source.load, "a"))
-        await eventually(lambda: clock.sleepers == 1, within=5)
+        await eventually(lambda: clock.slept == [2], within=5)
         source.open.set()
         assert await theirs == 1
         assert not ours.done()
@@ -1230,19 +1245,53 @@ async def test_waiting_for_another_process_goes_by_the_clock_it_was_given(server
         assert source.loads == 1
 
 
+@pytest.mark.invariant(3)
 async def test_a_waiter_that_has_waited_for_a_lease_loads_alone(server: Server, app: str) -> None:
-    """The other's lease is renewed again and again; after one lease of our own clock we load."""
-    clock, source = ManualClock(), Source(a=1)
+    """Another's lease is still held after one lease of our own clock: we load, and leave theirs alone."""
+    clock, source = NotedClock(), Source(a=1)
     async with cache(server.url, app, clock=clock, lease=4, poll=3) as here, opened(server.url) as client:
         await client.set(value_key(app, "a", "lock"), "somebody else", px=60_000)
         call = asyncio.create_task(here.get("a", source.load, "a"))
-        for seconds in (3, 1):
-            await eventually(lambda: clock.sleepers == 1, within=5)
+        for number, seconds in enumerate((3, 1), 1):
+            await eventually(partial(clock.has_slept, number), within=5)
             assert source.loads == 0
             await clock.advance(seconds)
         assert await call == 1
+        assert clock.slept == [3, 1]
         assert await client.get(value_key(app, "a", "lock")) == b"somebody else"
         assert await here.peek("a") == 1
+
+
+@pytest.mark.invariant(6)
+async def test_nonsense_that_another_process_leaves_is_loaded_anew(server: Server, app: str) -> None:
+    """It waited for another's load, and what came cannot be read: it counts as a miss again."""
+    clock, heard, source = NotedClock(), Recorder(), Source(a=1)
+    async with (
+        cache(server.url, app, clock=clock, poll=2, on_event=heard) as here,
+        opened(server.url) as client,
+    ):
+        await client.set(value_key(app, "a", "lock"), "somebody else", px=60_000)
+        call = asyncio.create_task(here.get("a", source.load, "a"))
+        await eventually(lambda: clock.slept == [2], within=5)
+        await client.set(value_key(app, "a"), b"1 0 +\nnot JSON", px=60_000)
+        await client.delete(value_key(app, "a", "lock"))
+        await clock.advance(2)
+        assert await call == 1
+        assert [event.error for event in heard.of(EntryDiscarded)] == ["the codec raised JSONDecodeError"]
+        assert await here.peek("a") == 1
+
+
+async def test_a_codec_that_gives_no_bytes_is_refused(server: Server, app: str) -> None:
+    """NotCacheable says what it gave, and carries the value."""
+
+    class Text(Json):
+        def encode(self, value: Any) -> Any:
+            return json.dumps(value)
+
+    async with cache(server.url, app, codec=Text()) as cached:
+        with pytest.raises(NotCacheable, match="the codec gave str, not bytes") as told:
+            await cached.get("a", Source(a=[1]).load, "a")
+        assert told.value.value == [1]
 
 
 # all of it against a model
