@@ -42,8 +42,10 @@ def soup(site: Path, path: str) -> BeautifulSoup:
     return BeautifulSoup((site / path).read_text("utf-8"), "html.parser")
 
 
-def title_of(key: str) -> str:
-    return catalogue.load(ROOT).patterns[key].title
+def words_of(page: BeautifulSoup) -> str:
+    article = page.find("article")
+    assert article is not None
+    return article.get_text(" ", strip=True)
 
 
 # The whole site
@@ -93,7 +95,7 @@ def test_the_sitemap_names_every_page(site: Path, pages: dict[str, site_check.Pa
 def test_a_missing_page_helps_the_reader_on(site: Path) -> None:
     """The 404 page offers the search and the way by symptom."""
     page = soup(site, "404.html")
-    text = page.find("article").get_text(" ", strip=True)  # type: ignore[union-attr]  # a test may fail here
+    text = words_of(page)
     assert "There is no such page" in text
     assert "Press / and type what you see" in text
     assert any(str(a["href"]).endswith("choose/") for a in page.select("article a"))
@@ -119,8 +121,7 @@ def test_the_head_of_a_page_says_what_it_is_and_when_it_was_checked(site: Path, 
     """Summary, other names, symptoms, the checked line and the other faces stand under the title."""
     pattern = catalogue.load(ROOT).patterns[key]
     page = soup(site, f"{key}/index.html")
-    article = page.find("article")
-    text = article.get_text(" ", strip=True)  # type: ignore[union-attr]  # a test may fail here
+    text = words_of(page)
     assert pattern.summary.replace("`", "") in text
     for words in (*pattern.aka, *pattern.symptoms):
         assert words in text
@@ -180,6 +181,7 @@ def test_a_notebook_stands_beside_its_page_and_can_be_downloaded(site: Path, key
     links = site_check.read(page).links
     assert os.path.relpath(notebook.parent, page.parent) + "/" in links
     assert os.path.relpath(page.parent, notebook.parent) + "/" in site_check.read(notebook).links
+    assert f"/edit/main/notebooks/{key}.ipynb" in " ".join(site_check.read(notebook).links)
     (download,) = soup(site, f"notebooks/{key}/index.html").select("a.download")
     file = notebook.parent / str(download["href"])
     assert file.read_bytes() == (ROOT / f"notebooks/{key}.ipynb").read_bytes()
@@ -308,6 +310,7 @@ def put(folder: Path, name: str, text: str) -> None:
         ("a.html", '<img src="https://cdn.example/x.png">'),
         ("a.html", '<img alt="a > b" src="https://cdn.example/x.png">'),
         ("a.html", '<p title="it\'s"><img src="https://cdn.example/x.png">'),
+        ("a.html", "<script data-of='{&quot;url&quot;: &quot;https://cdn.example/x.js&quot;}'></script>"),
         ("a.html", "<SCRIPT SRC='https://cdn.example/x.js'></SCRIPT>"),
         ("a.html", '<img srcset="x.png 1x, https://cdn.example/x.png 2x">'),
         ("a.html", '<iframe src="https://cdn.example/"></iframe>'),
@@ -584,6 +587,12 @@ def test_a_notebook_becomes_plain_blocks() -> None:
         site_notebook.tidy("<p>something else</p>")
 
 
+def test_a_finished_notebook_page_has_no_script_of_the_converter() -> None:
+    """What mkdocs-jupyter adds at the end of a page goes; the site's own scripts stay."""
+    page = '<script src="x.js"></script><script data-mkdocs-jupyter-mathjax="{}">\nfetch()\n</script></body>'
+    assert site_notebook.without_scripts(page) == '<script src="x.js"></script></body>'
+
+
 def test_a_doctest_in_a_docstring_is_shown_as_a_session() -> None:
     """Markdown would make of its prompts a quotation in a quotation."""
     text = "One.\n\n>>> f(\n...     1)\n2\n>>> g()\n3\n\nTwo.\n"
@@ -647,6 +656,10 @@ def test_the_addresses_of_site_and_repository_come_from_the_environment(small: P
     page = site_check.read(small / "site/demo/thing/index.html")
     assert "https://site.example/book/demo/thing/" in page.links
     assert "https://code.example/a/b/edit/main/docs/demo/thing.md" in page.links
+    assert (
+        "https://code.example/a/b/edit/main/patterns/demo/thing.py"
+        in site_check.read(small / "site/api/demo/thing/index.html").links
+    )
     assert {urlsplit(link).netloc for link in page.links} <= {
         "",
         "site.example",

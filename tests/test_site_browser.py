@@ -409,6 +409,6 @@ def test_a_request_to_another_host_would_be_seen(browser: Browser, address: str)
             " const i = new Image(); i.onerror = done; i.src = 'http://a.invalid/x.png' })"
         )
         assert "asked for http://a.invalid/x.png" in wrong
-        page.evaluate("console.error('out of order')")
-        page.wait_for_timeout(50)
+        with page.expect_console_message():
+            page.evaluate("console.error('out of order')")
         assert "out of order" in wrong

@@ -83,9 +83,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     ]
     for path in notebooks:
         uri = path.relative_to(root).as_posix()
-        file = File(uri, str(root), config.site_dir, config.use_directory_urls)
-        file.edit_uri = f"../{uri}"
-        files.append(file)
+        files.append(File(uri, str(root), config.site_dir, config.use_directory_urls))
     for category in catalogue.categories:
         _generate(files, config, f"{category.name}/index.md", f"../patterns/{category.name}/__init__.py")
     _generate(files, config, "api/index.md", None)
@@ -117,6 +115,7 @@ def _made(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
         page.meta["status"] = "notebook"
         page.meta["title"] = site_notebook.title(page.file.content_string)
         page.meta["description"] = f"{page.meta['title']}: a notebook, saved executed."
+        page.edit_url = f"{_repository(config)}/edit/main/{uri}"
         return markdown
     categories = {f"{category.name}/index.md": category for category in catalogue.categories}
     if category := categories.get(uri):
@@ -184,6 +183,12 @@ def on_env(env: Environment, *, config: MkDocsConfig, **_: object) -> Environmen
     folder.mkdir(parents=True, exist_ok=True)
     env.bytecode_cache = FileSystemBytecodeCache(str(folder))
     return env
+
+
+@event_priority(-100)  # after mkdocs-jupyter, which may have put a script at the end of the page
+def on_post_page(output: str, **_: object) -> str:
+    """Leave out what a page would fetch from another host."""
+    return site_notebook.without_scripts(output)
 
 
 def on_post_build(**_: object) -> None:
@@ -325,13 +330,17 @@ def _generate(files: Files, config: MkDocsConfig, uri: str, edit_uri: str | None
 def _linker(page: Page, config: MkDocsConfig, files: Files) -> site_pages.Link:
     def link(uri: str) -> str:
         if uri.startswith("repo:"):
-            return f"{str(config.repo_url).rstrip('/')}/blob/main/{uri.removeprefix('repo:')}"
+            return f"{_repository(config)}/blob/main/{uri.removeprefix('repo:')}"
         file = files.get_file_from_path(uri)
         if file is None:
             raise site_pages.Unmade(f"it should link to {uri}, and there is no such file")
         return file.url_relative_to(page.file)
 
     return link
+
+
+def _repository(config: MkDocsConfig) -> str:
+    return str(config.repo_url).rstrip("/")
 
 
 def _root(config: MkDocsConfig) -> Path:

@@ -112,6 +112,9 @@ class _Reader(HTMLParser):
             page.fetched.append(found.get("content", "").partition("=")[2].strip())
         if tag == "img":
             page.pictures.append((found.get("src", ""), found.get("alt")))
+        page.fetched += [
+            url for name, value in found.items() if name.startswith("data-") for url in _URL.findall(value)
+        ]
         if found.get("style"):
             page.styles.append(found["style"])
         if tag in ("script", "style") and "src" not in found:

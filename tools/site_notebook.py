@@ -8,6 +8,7 @@ pictures on a light card, headings with a permalink.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 from bs4 import BeautifulSoup
@@ -16,7 +17,7 @@ from bs4.element import Tag
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["tidy", "title"]
+__all__ = ["tidy", "title", "without_scripts"]
 
 _START = '<div class="jupyter-wrapper">'
 
@@ -46,6 +47,11 @@ def tidy(html: str) -> str:
     cells = source.select(".jp-Notebook > .jp-Cell")
     blocks = [block for cell in cells for block in _cell(cell)]
     return "\n".join(blocks)
+
+
+def without_scripts(page: str) -> str:
+    """Return a finished page without what mkdocs-jupyter 0.27 adds to each: it fetches a maths engine."""
+    return re.sub(r"<script data-mkdocs-jupyter[^>]*>.*?</script>", "", page, flags=re.DOTALL)
 
 
 def _cell(cell: Tag) -> Iterable[str]:
