@@ -1,7 +1,8 @@
 """Measure several ways of doing one thing in one run, so that their ratios can be trusted.
 
-Only ratios within a run mean anything: the cases of a round run back to back in shuffled order, the first
-round is dropped, and the lower quartile over the rounds is kept. Below about 30 % a difference is noise.
+Only ratios within a run mean anything: the cases of a round run back to back in shuffled order, and the first
+round is dropped. A value is the lower quartile over the rounds; a ratio is the median of the rounds' own
+ratios, so that a machine whose speed drifts does not matter. Below about 30 % a difference is noise.
 """
 
 from __future__ import annotations
@@ -116,21 +117,23 @@ def row(
 
 
 def _rows(cases: Sequence[Case], samples: dict[str, list[float]], n: int) -> list[Row]:
-    quartiles = {name: statistics.quantiles(values, n=4)[0] for name, values in samples.items()}
-    (base,) = (quartiles[case.name] for case in cases if case.baseline)
-    return [
-        row(
+    (base,) = (samples[case.name] for case in cases if case.baseline)
+    rows = []
+    for case in cases:
+        times = samples[case.name]
+        found = row(
             case.name,
-            quartiles[case.name],
+            statistics.quantiles(times, n=4)[0],
             "ns",
             n=n,
-            baseline_value=base,
+            baseline_value=1.0,
             ours=case.ours,
             baseline=case.baseline,
             note=case.note,
         )
-        for case in cases
-    ]
+        ratio = statistics.median(time / other for time, other in zip(times, base, strict=True))
+        rows.append(found | {"ratio": float(f"{ratio:.3g}")})
+    return rows
 
 
 def _now(*, cpu: bool) -> float:

@@ -11,22 +11,24 @@ Guaranteed, each by a test that rejects a naive variant:
 2. While it is open no call reaches the dependency; each is refused at once with `retry_after`.
 3. Half-open, no more than `permitted_calls_in_half_open` probes run or have reported; when that many have
    reported, they decide.
-4. It always leaves half-open: a probe that is cancelled or ignored gives its permit back, and a probe that
-   never returns is overruled after `max_wait_in_half_open`.
+4. It always leaves half-open: a probe that is cancelled or ignored gives its permit back, and probes that
+   do not report within `max_wait_in_half_open` are overruled.
 5. A call that began before the last change of state changes neither state nor counts.
 6. Ignored exceptions and cancellation count neither way; recorded exceptions are failures; a slow success
    is slow.
-7. In a time-based window no outcome older than the window counts, and no step of the wall clock matters.
+7. In a time-based window no outcome older than the window counts. Within a process no step of the wall
+   clock matters; shared, a step of the server's clock lengthens no wait beyond that of the policy.
 8. The caller gets the dependency's own exception; listeners hear each transition once and cannot break
    a call.
 9. Shared through Redis (`shared.SharedCircuitBreaker`): processes together admit no more probes than
-   permitted; a state read costs at most one round trip and is cached; without Redis each process goes on
-   alone.
+   permitted; a state read costs at most one round trip and is believed for `refresh`; without Redis each
+   process goes on alone.
 
 Not guaranteed: that nothing is called while the breaker is deciding (calls already running are not
 stopped), and that a time-out placed *around* the breaker is seen as a failure (it arrives as a cancellation:
 put the time-out inside). An exception that is in neither `record` nor `ignore` counts as a success: the
-dependency answered.
+dependency answered. A `with` block has no result for `record_result`, and belongs to one task or thread: do
+not `yield` from it, nor enter it in one task and leave it in another.
 
 Redis keys: none here; see `patterns.resiliency.circuit_breaker.shared`.
 
@@ -51,15 +53,22 @@ from __future__ import annotations
 import inspect
 import math
 from contextvars import ContextVar
-from dataclasses import dataclass
-from enum import Enum
 from functools import wraps
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from patterns.clock import SYSTEM_CLOCK, Clock
-from patterns.events import Event, Listener, emit, ignore
-from patterns.resiliency.circuit_breaker.policy import Policy
+from patterns.events import Listener, emit, ignore
+from patterns.resiliency.circuit_breaker.policy import Policy, verdict_on
+from patterns.resiliency.circuit_breaker.state import (
+    CallFailed,
+    CallIgnored,
+    CallRejected,
+    CallSucceeded,
+    CircuitOpen,
+    State,
+    StateChanged,
+)
 from patterns.resiliency.circuit_breaker.window import (
     FAILED,
     SLOW,
@@ -74,6 +83,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 __all__ = [
+    "NO_RESULT",
     "CallFailed",
     "CallIgnored",
     "CallRejected",
@@ -94,78 +104,8 @@ T = TypeVar("T")
 Permit = tuple[int, float]
 """What `admit` hands out: the generation of the state, and when the call began (monotonic seconds)."""
 
-
-class State(Enum):
-    """What the breaker does with the next call."""
-
-    CLOSED = "closed"
-    OPEN = "open"
-    HALF_OPEN = "half_open"
-    FORCED_OPEN = "forced_open"
-    DISABLED = "disabled"
-
-
-@dataclass(frozen=True, slots=True)
-class StateChanged(Event):
-    """The breaker moved from one state to another; the rates are those that made it move, in [0, 1]."""
-
-    old: State
-    new: State
-    failure_rate: float
-    slow_call_rate: float
-
-
-@dataclass(frozen=True, slots=True)
-class CallSucceeded(Event):
-    """A call returned and was counted as a success."""
-
-    duration_seconds: float
-    slow: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CallFailed(Event):
-    """A call was counted as a failure; `error` names the exception's class, or says "result"."""
-
-    duration_seconds: float
-    slow: bool
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallIgnored(Event):
-    """A call ended and was not counted: ignored, cancelled, or begun in an earlier state."""
-
-    error: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class CallRejected(Event):
-    """A call was refused."""
-
-    state: State
-    retry_after_seconds: float | None
-
-
-class CircuitOpen(Exception):
-    """The call was refused; the dependency was not called.
-
-    Attributes:
-        name: the breaker's name.
-        state: the state that refused.
-        retry_after: seconds until a call may be admitted; None when not known (probes are under way, or the
-            breaker is forced open).
-    """
-
-    def __init__(self, name: str, state: State, retry_after: float | None) -> None:
-        wait = "" if retry_after is None else f"; retry after {retry_after:.3f} s"
-        super().__init__(f"circuit breaker {name!r} is {state.value}{wait}")
-        self.name = name
-        self.state = state
-        self.retry_after = retry_after
-
-    def __reduce__(self) -> tuple[type[CircuitOpen], tuple[str, State, float | None]]:
-        return type(self), (self.name, self.state, self.retry_after)
+NO_RESULT = object()
+"""What a `with` block returns: there is nothing to ask `record_result` about."""
 
 
 class CircuitBreaker:
@@ -195,9 +135,11 @@ class CircuitBreaker:
         self._state = State.CLOSED
         self._generation = 0  # of the state: each change of state begins a new one
         self._closed: int | None = 0  # the generation while closed, so that one read decides the usual case
+        self._quiet: int | None = None  # the same while one more quick success would change nothing
         self._window: Window = policy.sliding_window.new_window()
-        self._until = math.inf  # when time alone ends this state: wait in open, longest wait in half-open
+        self._until = math.inf  # when time alone ends this state
         self._permits = 0  # probes that may still be admitted in this half-open
+        self._out = 0  # probes that have not reported
 
     # --8<-- [start:decide]
     def admit(self) -> Permit:
@@ -215,6 +157,9 @@ class CircuitBreaker:
             admitted = state in _PASSING or (state is State.HALF_OPEN and self._permits > 0)
             if admitted and state is State.HALF_OPEN:
                 self._permits -= 1
+                self._out += 1
+                if self._out == 1:
+                    self._until = now + self.policy.max_wait_in_half_open
             permit = self._generation, now
             retry_after = self._until - now if state is State.OPEN else None
         self._tell(changes)
@@ -223,40 +168,31 @@ class CircuitBreaker:
         emit(self._on_event, CallRejected(self.name, state, retry_after))
         raise CircuitOpen(self.name, state, retry_after)
 
-    def succeeded(self, permit: Permit, result: object = None) -> None:
+    def succeeded(self, permit: Permit, result: object = NO_RESULT) -> None:
         """Count a call that returned `result`."""
-        generation, began = permit
-        duration = self._now() - began
-        if self._plain and self._window.settled and generation == self._closed and duration < self._slow_from:
-            return  # one more success in a window that is full of them
-        outcome = SLOW if duration >= self._slow_from else 0
-        if self._failed_result is None:
-            self._record(permit, outcome, duration, None)
-            return
-        try:
-            failed = self._failed_result(result)
-        except BaseException as error:
-            self.abandoned(permit, error)
-            raise
-        self._record(permit, outcome | FAILED if failed else outcome, duration, "result" if failed else None)
+        failed = False
+        if self._failed_result is not None and result is not NO_RESULT:
+            try:
+                failed = self._failed_result(result)
+            except BaseException as error:
+                self.abandoned(permit, error)
+                raise
+        self._record(permit, "result" if failed else None, failed=failed)
 
     def failed(self, permit: Permit, error: BaseException) -> None:
         """Count a call that raised `error`: a failure, a success or neither, as the policy says."""
-        if not isinstance(error, Exception) or isinstance(error, self.policy.ignore):
+        verdict = verdict_on(error, self.policy)
+        if verdict is None:
             self.abandoned(permit, error)
-            return
-        duration = self._now() - permit[1]
-        outcome = SLOW if duration >= self._slow_from else 0
-        if isinstance(error, self.policy.record):
-            self._record(permit, outcome | FAILED, duration, type(error).__name__)
         else:
-            self._record(permit, outcome, duration, None)
+            self._record(permit, type(error).__name__, failed=verdict)
 
     def abandoned(self, permit: Permit, error: BaseException | None = None) -> None:
         """Take a permit back from a call that says nothing about the dependency."""
         with self._lock:
             if permit[0] == self._generation and self._state is State.HALF_OPEN:
                 self._permits += 1
+                self._returned()
         emit(self._on_event, CallIgnored(self.name, None if error is None else type(error).__name__))
 
     # --8<-- [end:decide]
@@ -273,23 +209,31 @@ class CircuitBreaker:
         except BaseException as error:
             self.failed(permit, error)
             raise
-        self.succeeded(permit, result)
+        if permit[0] != self._quiet or self._now() - permit[1] >= self._slow_from:
+            self.succeeded(permit, result)
         return result
 
     def __call__(self, fn: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
         """Put every call of an `async def` behind the breaker."""
         if not inspect.iscoroutinefunction(fn):
-            raise TypeError(f"@breaker needs an async def, got {fn!r}; in a plain def use `with breaker:`")
+            raise TypeError(
+                f"@breaker needs an async def, got {fn!r}; in a plain def use `with breaker:`, for an object "
+                "that is awaited when called use `breaker.call`, and guard each step of a generator by itself"
+            )
+        now, slow_from = self._now, self._slow_from
 
         @wraps(fn)
         async def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
-            permit = self.admit()
+            generation = self._closed
+            permit = self.admit() if generation is None else (generation, now())
             try:
                 result = await fn(*args, **kwargs)
             except BaseException as error:
                 self.failed(permit, error)
                 raise
-            self.succeeded(permit, result)
+            # One read of `_quiet` is where an uneventful success takes effect, so it needs no lock.
+            if permit[0] != self._quiet or now() - permit[1] >= slow_from:
+                self.succeeded(permit, result)
             return result
 
         return guarded
@@ -303,14 +247,22 @@ class CircuitBreaker:
     ) -> None:
         """Count the body's outcome."""
         entered = _ENTERED.get()
-        if entered is None or entered[1] is not self:
-            raise RuntimeError(f"circuit breaker {self.name!r} was left out of order or in another task")
+        inner = []
+        while entered is not None and entered[1] is not self:  # blocks of others that are left out of order
+            inner.append(entered)
+            entered = entered[0]
+        if entered is None:
+            if error is None:
+                raise RuntimeError(f"circuit breaker {self.name!r} was entered in another task or thread")
+            return  # the body's own error matters more
         outer, _breaker, permit = entered
+        for _outer, breaker, others in reversed(inner):
+            outer = outer, breaker, others
         _ENTERED.set(outer)
-        if error is None:
-            self.succeeded(permit)
-        else:
+        if error is not None:
             self.failed(permit, error)
+        elif permit[0] != self._quiet or self._now() - permit[1] >= self._slow_from:
+            self.succeeded(permit)
 
     async def __aenter__(self) -> None:
         """Admit the body, or raise CircuitOpen."""
@@ -334,11 +286,15 @@ class CircuitBreaker:
     @property
     def retry_after(self) -> float | None:
         """Seconds until a call may be admitted: 0 when one may now, None when not known."""
-        state = self.state
         with self._lock:
-            if state in _PASSING or (state is State.HALF_OPEN and self._permits > 0):
-                return 0.0
-            return max(0.0, self._until - self._now()) if state is State.OPEN else None
+            now = self._now()
+            changes = self._pass_time(now)
+            state, until = self._state, self._until
+            at_once = state in _PASSING or (state is State.HALF_OPEN and self._permits > 0)
+        self._tell(changes)
+        if at_once:
+            return 0.0
+        return until - now if state is State.OPEN else None
 
     def rates(self) -> tuple[int, float, float]:
         """Return the outcomes in the window, and the failure and slow-call rates in [0, 1]."""
@@ -350,11 +306,11 @@ class CircuitBreaker:
         self._set(State.OPEN, self.policy.wait_in_open if seconds is None else max(0.0, seconds))
 
     def force_open(self) -> None:
-        """Refuse every call until `reset` or `disable`."""
+        """Refuse every call until `reset`, `disable` or `trip`."""
         self._set(State.FORCED_OPEN)
 
     def disable(self) -> None:
-        """Admit every call and count nothing until `reset` or `force_open`."""
+        """Admit every call and count nothing until `reset`, `force_open` or `trip`."""
         self._set(State.DISABLED)
 
     def reset(self) -> None:
@@ -368,27 +324,32 @@ class CircuitBreaker:
         if change.old is not state:
             emit(self._on_event, change)
 
-    def _record(self, permit: Permit, outcome: int, duration: float, error: str | None) -> None:
+    def _record(self, permit: Permit, error: str | None, *, failed: bool) -> None:
         generation, began = permit
-        now = began + duration
+        now = self._now()
+        duration = now - began
+        slow = duration >= self._slow_from
+        outcome = failed * FAILED | slow * SLOW
         changes: list[StateChanged] | None = None
         with self._lock:
             counted = generation == self._closed
             if counted:
-                self._window.add(outcome, now)
-                if self._window.bad:
+                window = self._window
+                window.add(outcome, now)
+                if window.bad:
                     changes = self._judge(now)
+                if self._plain:
+                    self._quiet = self._closed if window.settled else None
             elif self._closed is None:
                 changes, counted = self._record_probe(generation, outcome, now)
         if self._on_event is ignore:
             return
-        slow = bool(outcome & SLOW)
         if not counted:
             emit(self._on_event, CallIgnored(self.name, error))
-        elif error is None:
-            emit(self._on_event, CallSucceeded(self.name, duration, slow))
+        elif failed:
+            emit(self._on_event, CallFailed(self.name, duration, slow, error or "result"))
         else:
-            emit(self._on_event, CallFailed(self.name, duration, slow, error))
+            emit(self._on_event, CallSucceeded(self.name, duration, slow, error))
         self._tell(changes or [])
 
     # --8<-- [start:judge]
@@ -397,9 +358,16 @@ class CircuitBreaker:
         changes = self._pass_time(now)
         counted = generation == self._generation and self._state is State.HALF_OPEN
         if counted:
+            self._returned()
             self._window.add(outcome, now)
             changes += self._judge(now)
         return changes, counted
+
+    def _returned(self) -> None:
+        """A probe is back; while none is out, half-open may last. Needs the lock."""
+        self._out -= 1
+        if not self._out:
+            self._until = math.inf
 
     def _judge(self, now: float) -> list[StateChanged]:
         """Decide on the rates, once there are enough outcomes to believe them. Needs the lock."""
@@ -417,8 +385,8 @@ class CircuitBreaker:
         changes = []
         while now >= self._until:
             if self._state is State.OPEN:
-                changes.append(self._change(State.HALF_OPEN, now + self.policy.max_wait_in_half_open, now))
-            else:  # the probes have not decided in time
+                changes.append(self._change(State.HALF_OPEN, math.inf, now))
+            else:  # probes are out, and have been for too long
                 changes.append(self._change(State.OPEN, self._until + self.policy.wait_in_open, now))
         return changes
 
@@ -432,11 +400,19 @@ class CircuitBreaker:
         self._until = until
         self._generation += 1
         self._closed = self._generation if new is State.CLOSED else None
+        self._quiet = None
         self._permits = probes if half_open else 0
+        self._out = 0
         self._window = CountWindow(probes) if half_open else self.policy.sliding_window.new_window()
         return change
 
     # --8<-- [end:judge]
+
+    def _take_over(self, state: State, seconds: float) -> None:
+        """Begin where another breaker of the same dependency is; it has told of that already."""
+        with self._lock:
+            now = self._now()
+            self._change(state, now + seconds, now)
 
     def _tell(self, changes: list[StateChanged]) -> None:
         for change in changes:

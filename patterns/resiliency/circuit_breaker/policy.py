@@ -14,7 +14,7 @@ from patterns.resiliency.circuit_breaker.window import CountBased, TimeBased
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Policy"]
+__all__ = ["Policy", "verdict_on"]
 
 _SHORTEST = 0.001
 
@@ -24,10 +24,11 @@ _SHORTEST = 0.001
 class Policy:
     """When to open, how long to stay open, how to close again.
 
-    Defaults are those of resilience4j, except that half-open ends after a minute rather than never.
+    Defaults are those of resilience4j, but for two: `record`, which there is every exception, has none; and
+    silent probes are overruled after a minute rather than never.
 
     Attributes:
-        record: exceptions that are failures of the dependency.
+        record: exceptions that are failures of the dependency, by the classes that your client raises.
         ignore: exceptions that say nothing about it, also when `record` lists a base class of theirs.
         record_result: says of a returned value whether it is a failure.
         failure_rate_threshold: share of failures that opens it, in (0, 1].
@@ -37,7 +38,7 @@ class Policy:
         minimum_calls: outcomes in the window before any rate is believed.
         wait_in_open: seconds to refuse calls before probing.
         permitted_calls_in_half_open: probes whose results decide.
-        max_wait_in_half_open: seconds after which undecided probes count as "still down".
+        max_wait_in_half_open: seconds that probes may be out at a stretch before that means "still down".
     """
 
     record: tuple[type[Exception], ...]
@@ -87,3 +88,22 @@ def _number(policy: Policy, field: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError(f"{field} must be a number, got {value!r}")
     return value
+
+
+def verdict_on(error: BaseException, policy: Policy) -> bool | None:
+    """Return True for a failure, False for an answer, None for what says nothing about the dependency.
+
+    An exception group is a failure if it holds one.
+    """
+    failed = _is(error, policy.record)
+    if failed and isinstance(error, ExceptionGroup):
+        return True
+    if not isinstance(error, Exception) or _is(error, policy.ignore):
+        return None
+    return failed
+
+
+def _is(error: BaseException, kinds: tuple[type[Exception], ...]) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(kinds) is not None
+    return isinstance(error, kinds)

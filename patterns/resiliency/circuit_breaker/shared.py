@@ -4,18 +4,23 @@ Each process counts its outcomes and exchanges them for the common state in one 
 `refresh` seconds; between two exchanges a decision costs no round trip. Only probes cost one each, because
 together the processes may admit no more than permitted.
 
-When Redis does not answer within `timeout`, a local `CircuitBreaker` of the same policy takes over, open if
-the common state was open, until Redis is back.
+When Redis does not answer within `timeout`, a local `CircuitBreaker` of the same policy takes over in the
+state that was known last, until Redis is back.
 
-Redis keys, all in one slot; they expire when nothing has been exchanged for a day:
+Redis keys, all in one slot; they expire a day after the last exchange, unless forced open or disabled:
 
 - `<app>:{circuit_breaker:<name>}:state`   hash: state, generation, ends (server ms), results of the probes
 - `<app>:{circuit_breaker:<name>}:window`  hash: `<slice>:<total|failed|slow>` to count
-- `<app>:{circuit_breaker:<name>}:probes`  set: ids of the probes that are running
+- `<app>:{circuit_breaker:<name>}:probes`  set: ids of the probes that are out
 
-What Redis may lose: a reply lost on the way costs or keeps one batch of counts (it is never sent twice); a
-failover may forget that the circuit is open, and the next failures open it again. Time is the server's, so
-the clocks of the processes do not matter.
+What is looser than in one process: a process learns of its own failures at the next exchange, so the circuit
+opens up to `refresh` later; a probe whose process died, or whose permit Redis could not be given back, is
+overruled after `max_wait_in_half_open`, which must therefore be finite. What Redis may lose: a reply lost on
+the way costs or keeps one batch of counts (it is never sent twice); a failover may forget that the circuit is
+open, and the next failures open it again. Time is the server's, so the clocks of the processes do not matter;
+a step of the server's clock lengthens no wait beyond the policy's.
+
+CallSucceeded, CallFailed and CallIgnored are told only while this process is alone.
 """
 
 from __future__ import annotations
@@ -33,8 +38,9 @@ from redis.exceptions import RedisError
 
 from patterns.clock import SYSTEM_CLOCK, Clock
 from patterns.events import Event, Listener, emit, ignore
-from patterns.keyspace import Client, Keyspace, Script
+from patterns.keyspace import Client, Keyspace
 from patterns.resiliency.circuit_breaker import (
+    NO_RESULT,
     CallRejected,
     CircuitBreaker,
     CircuitOpen,
@@ -44,11 +50,15 @@ from patterns.resiliency.circuit_breaker import (
     StateChanged,
     TimeBased,
 )
+from patterns.resiliency.circuit_breaker.policy import verdict_on
+from patterns.resiliency.circuit_breaker.scripts import COMMAND, EXCHANGE, PROBE, RESULT
 from patterns.resiliency.circuit_breaker.window import FAILED, SLOW, TimeWindow
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
     from types import TracebackType
+
+    from patterns.keyspace import Script
 
 __all__ = ["SharedCircuitBreaker", "SharedPermit", "SharingLost", "SharingRegained"]
 
@@ -117,6 +127,8 @@ class SharedCircuitBreaker:
     ) -> None:
         if not isinstance(policy.sliding_window, TimeBased):
             raise ValueError(f"sliding_window must be TimeBased to be shared, got {policy.sliding_window!r}")
+        if policy.max_wait_in_half_open == math.inf:
+            raise ValueError("max_wait_in_half_open must be finite to be shared, got inf: processes may die")
         for label, seconds in (("refresh", refresh), ("timeout", timeout)):
             if not 0 < seconds < math.inf:
                 raise ValueError(f"{label} must be > 0 seconds and finite, got {seconds!r}")
@@ -137,9 +149,10 @@ class SharedCircuitBreaker:
         self._generation = -1
         self._ends = math.inf
         self._stale_at = -math.inf
-        self._exchange: asyncio.Event | None = None
-        self._window_seconds = policy.sliding_window.seconds
+        self._asked = self._adopted = 0  # numbers of the latest question, and of the latest answer adopted
+        self._exchange: asyncio.Task[None] | None = None
         self._counts = _Counts()
+        self._owed: list[str] = []  # permits to give back, whose probes ended while nobody could say so
 
     # --8<-- [start:decide]
     async def admit(self) -> SharedPermit:
@@ -153,9 +166,10 @@ class SharedCircuitBreaker:
             return SharedPermit(self._generation, now)
         if self._state is State.HALF_OPEN or (self._state is State.OPEN and now >= self._ends):
             probe = uuid.uuid4().hex
-            admitted = await self._run(_PROBE, probe)
+            admitted = await self._run(PROBE, probe, permit=probe)
             if self._alone:
                 return await self.admit()
+            now = self._now()
             if admitted:
                 return SharedPermit(self._generation, now, probe=None if admitted == _CLOSED else probe)
         retry_after = max(0.0, self._ends - now) if self._state is State.OPEN else None
@@ -164,23 +178,30 @@ class SharedCircuitBreaker:
 
     # --8<-- [end:decide]
 
-    async def succeeded(self, permit: SharedPermit, result: object = None) -> None:
+    async def succeeded(self, permit: SharedPermit, result: object = NO_RESULT) -> None:
         """Count a call that returned `result`."""
         if permit.local is not None:
             self._local.succeeded(permit.local, result)
             return
-        failed = self.policy.record_result is not None and self.policy.record_result(result)
+        failed = False
+        if self.policy.record_result is not None and result is not NO_RESULT:
+            try:
+                failed = self.policy.record_result(result)
+            except BaseException:
+                await self._report(permit, -1)
+                raise
         await self._record(permit, FAILED if failed else 0)
 
     async def failed(self, permit: SharedPermit, error: BaseException) -> None:
         """Count a call that raised `error`: a failure, a success or neither, as the policy says."""
         if permit.local is not None:
             self._local.failed(permit.local, error)
-        elif not isinstance(error, Exception) or isinstance(error, self.policy.ignore):
-            if permit.probe is not None:
-                await self._run(_RESULT, permit.probe, permit.generation, -1)
+            return
+        verdict = verdict_on(error, self.policy)
+        if verdict is None:
+            await self._report(permit, -1)
         else:
-            await self._record(permit, FAILED if isinstance(error, self.policy.record) else 0)
+            await self._record(permit, FAILED if verdict else 0)
 
     async def call(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Await `fn(*args, **kwargs)` behind the breaker.
@@ -254,7 +275,7 @@ class SharedCircuitBreaker:
         if now - permit.began >= self.policy.slow_call_duration:
             outcome |= SLOW
         if permit.probe is not None:
-            await self._run(_RESULT, permit.probe, permit.generation, outcome)
+            await self._report(permit, outcome)
         elif permit.generation == self._generation and self._state is State.CLOSED:
             counts = self._counts
             counts.since = min(counts.since, now)
@@ -263,43 +284,56 @@ class SharedCircuitBreaker:
             counts.numbers[2] += (outcome & SLOW) // SLOW
             await self._exchange_if_stale()
 
+    async def _report(self, permit: SharedPermit, outcome: int) -> None:
+        """Bring back a probe's permit with its outcome; if that is cut short, the permit alone, later."""
+        if permit.probe is not None:
+            await self._run(RESULT, permit.probe, permit.generation, outcome, permit=permit.probe)
+
     async def _exchange_if_stale(self) -> None:
-        """Hand in the counts and read the state: one caller does it, the others wait for its answer.
+        """Hand in the counts and read the state, once for all callers who find it stale.
 
-        They must not go by what is known meanwhile: after a quiet hour that may be an hour old.
+        They wait for the answer: what is known may be an hour old. It is a task, so that a caller who hangs
+        up takes nobody's counts along.
         """
-        while self._now() >= self._stale_at:
-            if self._exchange is not None:
-                stale_at = self._stale_at
-                await self._exchange.wait()
-                if self._stale_at != stale_at:
-                    return
-                continue  # the caller that asked was cancelled
-            self._exchange = asyncio.Event()
-            counts, self._counts = self._counts, _Counts()
-            if self._now() - counts.since >= self._window_seconds:
-                counts = _Counts()  # too old to say anything about now
-            try:
-                await self._run(_EXCHANGE, self._generation, *counts.numbers)
-            finally:
-                self._exchange.set()
-                self._exchange = None
+        if self._now() < self._stale_at:
             return
+        if self._exchange is None or self._exchange.done():
+            self._exchange = asyncio.create_task(self._hand_in())
+        await asyncio.shield(self._exchange)
 
-    async def _run(self, script: Script, *args: str | int) -> int:
-        """Run one transition within the time-out; adopt the state it returns, or go on alone."""
+    async def _hand_in(self) -> None:
+        counts, self._counts = self._counts, _Counts()
+        owed, self._owed = self._owed, []
+        age = 0 if counts.since == math.inf else math.ceil((self._now() - counts.since) * 1000)
+        await self._run(EXCHANGE, self._generation, *counts.numbers, age, *owed)
+        if self._alone:
+            self._owed += owed  # giving back twice does no harm
+
+    async def _run(self, script: Script, *args: str | int, permit: str = "") -> int:
+        """Run one transition within the time-out; adopt the state it returns, or go on alone.
+
+        If it is cut short, `permit` may be held or not: it is owed, and given back with the next exchange.
+        """
+        self._asked += 1
+        number = self._asked
         try:
             async with self._clock.timeout(self._timeout):
                 reply = await script(self._client, keys=self._keys, args=[*self._policy_args, *args])
-        except (RedisError, OSError, TimeoutError) as error:
+        except BaseException as error:
+            if permit:
+                self._owed.append(permit)
+            if not isinstance(error, RedisError | OSError | TimeoutError):
+                raise
             self._lose(type(error).__name__)
             return 0
-        return self._adopt(reply)
+        return self._adopt(reply, number)
 
     async def _command(self, state: State) -> None:
+        self._asked += 1
+        number = self._asked
         async with self._clock.timeout(self._timeout):
-            reply = await _COMMAND(self._client, keys=self._keys, args=[*self._policy_args, state.value])
-        self._adopt(reply)
+            reply = await COMMAND(self._client, keys=self._keys, args=[*self._policy_args, state.value])
+        self._adopt(reply, number)
 
     def _lose(self, error: str) -> None:
         now = self._now()
@@ -307,20 +341,23 @@ class SharedCircuitBreaker:
         if self._alone:
             return
         self._alone = True
-        self._local.reset()
-        if self._state in (State.OPEN, State.HALF_OPEN):
-            self._local.trip(self._ends - now if self._state is State.OPEN else 0.0)
-        elif self._state is State.FORCED_OPEN:
-            self._local.force_open()
-        elif self._state is State.DISABLED:
-            self._local.disable()
+        waits = self._state is State.OPEN
+        half_open = self._state is State.HALF_OPEN  # as if the wait were just over
+        self._local._take_over(
+            State.OPEN if half_open else self._state,
+            0.0 if half_open else max(0.0, self._ends - now) if waits else math.inf,
+        )
         emit(self._on_event, SharingLost(self.name, error))
 
-    def _adopt(self, reply: list[Any]) -> int:
+    def _adopt(self, reply: list[Any], number: int) -> int:
+        """Believe what a script returned, unless an answer that was given later has come before it."""
         admitted, name, generation, remaining, failure_rate, slow_rate = reply
+        if int(generation) < self._generation and number <= self._adopted and not self._alone:
+            return int(admitted)
         now = self._now()
         state = State(name.decode())
         old = self._state
+        self._adopted = self._asked
         self._state = state
         self._generation = int(generation)
         self._ends = math.inf if int(remaining) < 0 else now + int(remaining) / 1000
@@ -343,8 +380,7 @@ _ENTERED: ContextVar[_Entered] = ContextVar("entered", default=None)
 
 def _policy_args(policy: Policy) -> list[str | int | float]:
     assert isinstance(policy.sliding_window, TimeBased)  # noqa: S101 - checked by the constructor
-    slice_ms = max(1, round(policy.sliding_window.seconds * 1000 / TimeWindow.SLICES))
-    longest = policy.max_wait_in_half_open
+    slice_ms = int(policy.sliding_window.seconds * 1000 / TimeWindow.SLICES)  # never longer than asked for
     return [
         policy.failure_rate_threshold,
         policy.slow_call_rate_threshold,
@@ -352,124 +388,5 @@ def _policy_args(policy: Policy) -> list[str | int | float]:
         slice_ms,
         round(policy.wait_in_open * 1000),
         policy.permitted_calls_in_half_open,
-        -1 if longest == math.inf else round(longest * 1000),
+        round(policy.max_wait_in_half_open * 1000),
     ]
-
-
-# Every script begins by letting time pass, and ends by returning
-# {admitted, state, generation, milliseconds until the state ends by itself or -1, failure rate, slow rate}.
-_BEGIN = """
--- KEYS[1] hash state, KEYS[2] hash window, KEYS[3] set probes; ARGV[1..7] the policy
-local failure_threshold, slow_threshold = tonumber(ARGV[1]), tonumber(ARGV[2])
-local minimum, slice, wait = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local permitted, longest = tonumber(ARGV[6]), tonumber(ARGV[7])
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local saved = redis.call('HMGET', KEYS[1], 'state', 'generation', 'ends')
-local state, generation, ends = saved[1] or 'closed', tonumber(saved[2] or 0), tonumber(saved[3] or -1)
-local failure_rate, slow_rate = 0, 0
-local function change(new, new_ends)
-  state, generation, ends = new, generation + 1, new_ends
-  redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
-  redis.call('HSET', KEYS[1], 'state', state, 'generation', generation, 'ends', ends)
-end
-local function judge(total, failed, slow, needed)
-  if total < needed then return false end
-  failure_rate, slow_rate = failed / total, slow / total
-  if failure_rate >= failure_threshold or slow_rate >= slow_threshold then change('open', now + wait) end
-  return true
-end
-while ends >= 0 and now >= ends do
-  if state == 'open' then
-    change('half_open', longest >= 0 and now + longest or -1)
-  else
-    change('open', ends + wait)
-  end
-end
-local admitted = 0
-"""
-
-_END = """
-if state == 'closed' or state == 'open' or state == 'half_open' then
-  for i = 1, 3 do redis.call('PEXPIRE', KEYS[i], 86400000) end
-else
-  redis.call('PERSIST', KEYS[1])
-end
-local remaining = ends < 0 and -1 or ends - now
-return {admitted, state, generation, remaining, tostring(failure_rate), tostring(slow_rate)}
-"""
-
-_EXCHANGE = Script(
-    "circuit_breaker.exchange",
-    _BEGIN
-    + """
--- ARGV[8] the generation counted in, ARGV[9..11] total, failed, slow since the last exchange
-if state == 'closed' and generation == math.max(0, tonumber(ARGV[8])) then
-  local newest = math.floor(now / slice)
-  if tonumber(ARGV[9]) > 0 then
-    redis.call('HINCRBY', KEYS[2], newest .. ':total', ARGV[9])
-    redis.call('HINCRBY', KEYS[2], newest .. ':failed', ARGV[10])
-    redis.call('HINCRBY', KEYS[2], newest .. ':slow', ARGV[11])
-  end
-  local sums = {total = 0, failed = 0, slow = 0}
-  local counts = redis.call('HGETALL', KEYS[2])
-  for i = 1, #counts, 2 do
-    local at, what = string.match(counts[i], '^(%d+):(%a+)$')
-    if tonumber(at) <= newest - 10 then
-      redis.call('HDEL', KEYS[2], counts[i])
-    else
-      sums[what] = sums[what] + tonumber(counts[i + 1])
-    end
-  end
-  judge(sums.total, sums.failed, sums.slow, minimum)
-end
-"""
-    + _END,
-)
-
-_PROBE = Script(
-    "circuit_breaker.probe",
-    _BEGIN
-    + """
--- ARGV[8] the probe's id; asking again with the same id takes no second permit
-if state == 'closed' or state == 'disabled' then
-  admitted = 2
-elseif state == 'half_open' then
-  local reported = tonumber(redis.call('HGET', KEYS[1], 'total') or 0)
-  if redis.call('SISMEMBER', KEYS[3], ARGV[8]) == 1 then
-    admitted = 1
-  elseif redis.call('SCARD', KEYS[3]) + reported < permitted then
-    redis.call('SADD', KEYS[3], ARGV[8])
-    admitted = 1
-  end
-end
-"""
-    + _END,
-)
-
-_RESULT = Script(
-    "circuit_breaker.result",
-    _BEGIN
-    + """
--- ARGV[8] the probe's id, ARGV[9] its generation, ARGV[10] its outcome: bits 1 failed, 2 slow; -1 abandoned
-local outcome = tonumber(ARGV[10])
-if state == 'half_open' and generation == tonumber(ARGV[9]) and redis.call('SREM', KEYS[3], ARGV[8]) == 1
-    and outcome >= 0 then
-  local total = redis.call('HINCRBY', KEYS[1], 'total', 1)
-  local failed = redis.call('HINCRBY', KEYS[1], 'failed', outcome % 2)
-  local slow = redis.call('HINCRBY', KEYS[1], 'slow', math.floor(outcome / 2))
-  if judge(total, failed, slow, permitted) and state == 'half_open' then change('closed', -1) end
-end
-"""
-    + _END,
-)
-
-_COMMAND = Script(
-    "circuit_breaker.command",
-    _BEGIN
-    + """
--- ARGV[8] the state to set
-if state ~= ARGV[8] or state == 'closed' then change(ARGV[8], -1) end
-"""
-    + _END,
-)

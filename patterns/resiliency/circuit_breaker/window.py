@@ -65,8 +65,9 @@ class TimeBased:
 
     def __post_init__(self) -> None:
         seconds: object = self.seconds
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
-            raise ValueError(f"seconds must be a finite number > 0, got {seconds!r}")
+        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if not number or not 0.01 <= self.seconds < math.inf:
+            raise ValueError(f"seconds must be a finite number >= 0.01, got {seconds!r}")
 
     def new_window(self) -> TimeWindow:
         """Return an empty window."""
@@ -107,45 +108,49 @@ class CountWindow:
 class TimeWindow:
     """Ten slices of time, each with its counts; a slice is dropped as soon as its oldest call is too old."""
 
-    __slots__ = ("_counts", "_failed", "_newest", "_slice", "_slow", "_total", "bad")
+    __slots__ = ("_counts", "_failed", "_newest", "_slice", "_slow", "_total", "_turns", "bad")
 
     SLICES = 10
     settled = False  # each call moves it on
 
     def __init__(self, seconds: float) -> None:
         self._slice = seconds / self.SLICES
-        self._counts = [(0, 0, 0)] * self.SLICES
-        self._newest = -1  # the number of the newest slice
+        self._counts = [[0, 0, 0] for _ in range(self.SLICES)]
+        self._newest = -(1 << 62)  # the number of the newest slice
+        self._turns = -math.inf  # when the next slice begins
         self._total = self._failed = self._slow = self.bad = 0
 
     def add(self, outcome: int, now: float) -> None:
         """Remember `outcome` in the slice of `now`."""
-        number = self._forget(now)
-        failed, slow = outcome & FAILED, (outcome & SLOW) // SLOW
-        total, failures, slows = self._counts[number % self.SLICES]
-        self._counts[number % self.SLICES] = (total + 1, failures + failed, slows + slow)
+        if now >= self._turns:
+            self._forget(now)
+        counts = self._counts[self._newest % self.SLICES]
+        counts[0] += 1
         self._total += 1
-        self._failed += failed
-        self._slow += slow
-        self.bad = self._failed + self._slow
+        if outcome:
+            failed, slow = outcome & FAILED, (outcome & SLOW) // SLOW
+            counts[1] += failed
+            counts[2] += slow
+            self._failed += failed
+            self._slow += slow
+            self.bad = self._failed + self._slow
 
     def rates(self, now: float) -> tuple[int, float, float]:
         """Return the number of outcomes, and the failed and slow shares."""
-        self._forget(now)
+        if now >= self._turns:
+            self._forget(now)
         total = self._total
         return (total, self._failed / total, self._slow / total) if total else (0, 0.0, 0.0)
 
-    def _forget(self, now: float) -> int:
-        """Drop what is too old; return the number of the newest slice."""
+    def _forget(self, now: float) -> None:
+        """Begin the slice of `now`, and drop those that are too old."""
         newest = int(now // self._slice)
-        if newest <= self._newest:
-            return self._newest
         for number in range(max(self._newest + 1, newest - self.SLICES + 1), newest + 1):
-            total, failed, slow = self._counts[number % self.SLICES]
-            self._counts[number % self.SLICES] = (0, 0, 0)
-            self._total -= total
-            self._failed -= failed
-            self._slow -= slow
+            counts = self._counts[number % self.SLICES]
+            self._total -= counts[0]
+            self._failed -= counts[1]
+            self._slow -= counts[2]
+            counts[:] = 0, 0, 0
         self.bad = self._failed + self._slow
         self._newest = newest
-        return newest
+        self._turns = (newest + 1) * self._slice
