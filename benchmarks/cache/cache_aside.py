@@ -192,18 +192,18 @@ def by_cachetools(_: str) -> Cache:
 
 
 PEERS: dict[str, tuple[Callable[[str], Cache], str | None]] = {
-    "redis-py: get, load, set": (bare, "nothing but expiry"),
+    "redis-py alone": (bare, "get, load, set: nothing but expiry"),
     "this module": (ours, None),
-    "cashews": (lambda url: by_cashews(url, lock=False), "one load in each process"),
-    "cashews, lock=True": (lambda url: by_cashews(url, lock=True), "no check against invalidation"),
-    "aiocache, cached_stampede": (
+    "cashews": (lambda url: by_cashews(url, lock=False), "as it comes: one load in each process"),
+    "cashews, lock=True": (lambda url: by_cashews(url, lock=True), "a lock in Redis"),
+    "aiocache": (
         by_aiocache,
-        "waits only for a lock that this process has registered; None is never kept",
+        "cached_stampede waits only for a lock that this process has registered; None is never kept",
     ),
-    "dogpile.cache, distributed_lock": (by_dogpile, "threads; no check against invalidation"),
-    "cachetools, condition": (by_cachetools, "threads of one process; nobody else's invalidation is seen"),
+    "dogpile.cache": (by_dogpile, "threads; distributed_lock with a lock_timeout, which is off by default"),
+    "cachetools": (by_cachetools, "condition=; threads of one process, nobody else's invalidation is seen"),
 }
-BASELINE = "redis-py: get, load, set"
+BASELINE = "redis-py alone"
 
 
 async def hits(url: str) -> list[Row]:
@@ -221,10 +221,10 @@ async def hits(url: str) -> list[Row]:
 
     names = {
         BASELINE: "redis-py's own GET, undecoded",
-        "dogpile.cache, distributed_lock": "dogpile.cache (synchronous)",
-        "cachetools, condition": "cachetools (in the process)",
+        "dogpile.cache": "dogpile.cache (synchronous)",
+        "cachetools": "cachetools (in the process)",
     }
-    notes = {BASELINE: "the limit: one round trip", "cachetools, condition": "no round trip, one process"}
+    notes = {BASELINE: "the limit: one round trip", "cachetools": "no round trip, one process"}
     cases = [
         Case(
             f"a hit: {names.get(name, name)}",
@@ -330,7 +330,7 @@ def measure() -> list[Row]:
         old = {name: (asyncio.run(stale(server.url, name)), 0) for name in PEERS}
     rows += _counted("200 callers", "loads", loads, CALLERS)
     rows += _counted("4 processes", "loads by 4", {name: many_processes(name) for name in PEERS}, CALLERS)
-    return rows + _counted("a write while loading", f"old of {RACES}", old, RACES)
+    return rows + _counted("write while loading", f"old of {RACES}", old, RACES)
 
 
 def _counted(told: str, unit: str, counts: dict[str, tuple[int, int]], n: int) -> list[Row]:
