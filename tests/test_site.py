@@ -671,7 +671,7 @@ def test_the_addresses_of_site_and_repository_come_from_the_environment(small: P
 
 @pytest.mark.slow
 def test_a_served_page_follows_every_kind_of_change(small: Path) -> None:
-    """A changed page, module, result, drawing and notebook are each seen without starting again."""
+    """Page, module, result, drawing and notebook; and what is missing is said in the page, not a crash."""
     shutil.copytree(ROOT / "patterns/resiliency", small / "patterns/resiliency")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -716,6 +716,8 @@ def test_a_served_page_follows_every_kind_of_change(small: Path) -> None:
         put(small, "notebooks/demo/thing.ipynb", json.dumps(notebook))
         eventually_now(lambda: shows("notebooks/demo/thing/", "It ran."), within=30)
         assert shows("demo/thing/", ">Notebook<")
+        remove(small, "results/faults/demo/thing.json")
+        eventually_now(lambda: shows("demo/thing/", "is not there: run `make faults`"), within=30)
     finally:
         server.terminate()
         server.wait(20)

@@ -10,7 +10,7 @@ in the page instead.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ class _Build:
 
     catalogue: Catalogue
     store: site_cache.Store
+    said: set[str] = field(default_factory=set)
 
 
 _builds: list[_Build] = []
@@ -251,7 +252,10 @@ def _or_say(page: Page, make: Callable[[], str]) -> str:
     try:
         return make()
     except site_pages.Unmade as error:
-        log.warning(f"docs/{page.file.src_uri}: {error}")
+        sentence = f"docs/{page.file.src_uri}: {error}"
+        if sentence not in _builds[0].said:
+            _builds[0].said.add(sentence)
+            log.warning(sentence)
         return (
             '<div class="admonition failure"><p class="admonition-title">Not made yet</p>'
             f"<p>{escape(str(error), quote=False)}</p></div>"
