@@ -23,6 +23,7 @@ class MemoryLease:
     """A lease in memory, on a clock that a test moves; it can be slow, down, silent, or lose its replies."""
 
     name = "report"
+    wait_seconds = 0.0
 
     def __init__(self, clock: ManualClock) -> None:
         self.clock = clock
@@ -61,11 +62,13 @@ class MemoryLease:
 
     def _acquire(self, holder: str, milliseconds: int, floor: int) -> Granted | Refused:
         now = self.clock.monotonic()
-        if self._current() not in {"", holder}:
+        before = self._current()
+        if before not in {"", holder}:
             return Refused(self.holder, self.ends - now)
-        if self._current() == "" or self.token <= floor:
+        if before == "" or self.token <= floor:
             self.token = self.fence = max(self.fence, floor) + 1
-        self.holder, self.ends = holder, now + milliseconds / 1000
+        if before == "":
+            self.holder, self.ends = holder, now + milliseconds / 1000
         return Granted(self.token)
 
     async def _reply(self) -> None:
@@ -92,6 +95,7 @@ class Overlapping(RuleBasedStateMachine):
         self.clocks = [ManualClock(start=1000.0 * number) for number in range(3)]
         self.terms: list[Term | None] = [None] * 3
         self.sent: list[float | None] = [None] * 3
+        self.asked: list[float | None] = [None] * 3  # the first try to acquire that has had no answer
         self.answer: list[Granted | Refused | bool | None] = [None] * 3
         self.holders = itertools.count()
         self.names = ["", "", ""]
@@ -103,9 +107,10 @@ class Overlapping(RuleBasedStateMachine):
             term = self.terms[who]
             if term is not None and not term.valid:
                 self.terms[who] = None
-            self.sent[who] = self.clocks[who].monotonic()
-            if self.terms[who] is None:
-                self.names[who] = f"{who}/{next(self.holders)}"
+            now = self.sent[who] = self.clocks[who].monotonic()
+            asked = self.asked[who]
+            if self.terms[who] is None and (asked is None or now - asked >= SLOW.renew_deadline):
+                self.asked[who], self.names[who] = now, f"{who}/{next(self.holders)}"
 
     @rule(who=st.integers(0, 2))
     def arrive(self, who: int) -> None:
@@ -126,10 +131,12 @@ class Overlapping(RuleBasedStateMachine):
         if sent is None or answer is None:
             return
         if isinstance(answer, Granted):
-            clock = self.clocks[who]
+            clock, asked = self.clocks[who], self.asked[who]
             self.terms[who] = self.make_term(
-                "report", self.names[who], answer.token, policy=SLOW, clock=clock, sent=sent
+                "report", self.names[who], answer.token, policy=SLOW, clock=clock, sent=asked
             )
+        if isinstance(answer, Granted | Refused):
+            self.asked[who] = None
         elif term is not None and answer is True:
             term.renewed(sent)
         elif term is not None:

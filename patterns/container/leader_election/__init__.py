@@ -19,7 +19,7 @@ Guaranteed, each by a test that rejects a naive variant:
 6. The work is started once per term. It is cancelled, and has ended, before the lease is given up;
    `on_stopped` is called exactly once; an exception of the work gives the lease up and reaches the caller.
 7. A candidate whose reply to an acquisition was lost recognises its own lease; one that stops campaigning
-   leaves none behind.
+   leaves none behind, and one that hears no reply keeps the lease from the others no longer than it lasts.
 8. N candidates send at most N / retry_period requests a second, spread by jitter, and one each when a lease
    runs out.
 9. No request outlasts the retry period; without a renewal the work is cancelled at renew_deadline, while the
@@ -187,6 +187,11 @@ class Candidate:
     ) -> None:
         if not label:
             raise ValueError("label must not be empty")
+        if not lease.wait_seconds < policy.retry_period:
+            raise ValueError(
+                f"retry_period must be > the lease's wait_seconds {lease.wait_seconds:g}, "
+                f"got {policy.retry_period!r}"
+            )
         self.label = label
         self.policy = policy
         self.term: Term | None = None
@@ -214,8 +219,8 @@ class Candidate:
         """Campaign, do `work` while leading, and campaign again whenever leadership is lost.
 
         Returns what the work returns and raises what it raises, but for LeadershipLost and StaleToken, which
-        are a loss. Work that returns resigns, and another candidate begins its own; a service's work is a
-        loop. Cancelling this call resigns too: the work is cancelled, and the lease is kept until it has ended.
+        are a loss. Work that returns resigns, and another candidate begins its own: a service's work is a
+        loop. Cancelling this call resigns too; the lease is kept until the work, then cancelled, has ended.
 
         Args:
             work: started once per term, in a task of its own. After a loss it is cancelled, and what it then
@@ -306,30 +311,31 @@ class Candidate:
     # --8<-- [start:campaign]
     async def _campaign(self) -> Term:
         """Try once per retry period, and when the lease runs out, until elected."""
-        holder = f"{self.label}/{uuid.uuid4().hex}"
         began = self._now()
-        maybe_mine = False
+        asked: float | None = None  # when the first of the tries left that have had no answer
+        holder = ""
         try:
             while True:
-                maybe_mine = True
-                answer = await self._try(holder)
+                if asked is None or self._now() - asked >= self.policy.renew_deadline:
+                    holder, asked = f"{self.label}/{uuid.uuid4().hex}", self._now()
+                answer = await self._try(holder, asked)
                 if isinstance(answer, Term):
                     self.term, self.leader = answer, holder
                     emit(self._on_event, StartedLeading(self.label, answer.token, self._now() - began))
                     return answer
-                maybe_mine = answer is None
-                if answer is not None and answer.holder != self.leader:
-                    self.leader = answer.holder
-                    emit(self._on_event, LeaderObserved(self.label, answer.holder))
+                if answer is not None:
+                    asked = None
+                    if answer.holder != self.leader:
+                        self.leader = answer.holder
+                        emit(self._on_event, LeaderObserved(self.label, answer.holder))
                 await self._clock.sleep(self._pause(answer))
         except BaseException:
-            if maybe_mine:
+            if asked is not None:
                 await self._release(holder)
             raise
 
-    async def _try(self, holder: str) -> Term | Refused | None:
+    async def _try(self, holder: str, asked: float) -> Term | Refused | None:
         """Ask for the lease once; None: not known, and the same holder asks again."""
-        sent = self._now()
         try:
             async with self._clock.timeout(self.policy.retry_period):
                 answer = await self._lease.acquire(holder, self.policy.lease_ms, 0)
@@ -337,14 +343,14 @@ class Candidate:
                     floor = await self._floor()
                     if answer.token <= floor:
                         # The store has forgotten tokens that the resource has seen.
-                        sent = self._now()
                         answer = await self._lease.acquire(holder, self.policy.lease_ms, floor)
         except _NO_ANSWER as error:
             self._failed(Request.ACQUIRE, error)
             return None
         if isinstance(answer, Refused):
             return answer
-        term = Term(self._lease.name, holder, answer.token, policy=self.policy, clock=self._clock, sent=sent)
+        # The lease may be from the first of these tries, and lasts from then.
+        term = Term(self._lease.name, holder, answer.token, policy=self.policy, clock=self._clock, sent=asked)
         return term if term.patience > 0 else None
 
     # --8<-- [end:campaign]

@@ -40,12 +40,18 @@ class Refused:
 
 
 class LeaseStore(Protocol):
-    """Where one election keeps its lease. Every method is atomic, and fails with OSError or RedisError."""
+    """Where one election keeps its lease. Every method is atomic, and fails with OSError or RedisError.
+
+    Attributes:
+        name: the election.
+        wait_seconds: how long a request may take by design; less than the retry period.
+    """
 
     name: str
+    wait_seconds: float
 
     async def acquire(self, holder: str, milliseconds: int, floor: int) -> Granted | Refused:
-        """Take a free lease, with a token above `floor` and all before; asked again, say the same."""
+        """Take a free lease, with a token above `floor` and all before; asked again, only say that."""
         ...
 
     async def renew(self, holder: str, milliseconds: int) -> bool:
@@ -82,7 +88,7 @@ class RedisLease:
         client: from `patterns.keyspace`.
         app: first part of the keys.
         wait_replicas: replicas that must have the lease before it counts as acquired or renewed (WAIT).
-        wait_seconds: how long to wait for them.
+        wait_seconds: how long to wait for them; less than the retry period.
     """
 
     def __init__(
@@ -98,10 +104,10 @@ class RedisLease:
         keys = Keyspace(app, "leader_election")
         self._keys = [keys.key(name, role) for role in ("lease", "fence")]
         self._wait_replicas = wait_replicas
-        self._wait_ms = round(wait_seconds * 1000)
+        self.wait_seconds = wait_seconds if wait_replicas else 0.0
 
     async def acquire(self, holder: str, milliseconds: int, floor: int = 0) -> Granted | Refused:
-        """Take the lease if it is free, or hold it longer if it is `holder`'s already; one round trip.
+        """Take the lease if it is free, or say that it is `holder`'s already; one round trip.
 
         Raises:
             NotReplicated: too few replicas have it; it has been given back.
@@ -134,7 +140,7 @@ class RedisLease:
             options["target_nodes"] = self._client.get_node_from_key(keys[0])
         async with self._client.pipeline(transaction=False) as both:
             both.execute_command("EVAL", script.source, len(keys), *keys, *args, **options)
-            both.execute_command("WAIT", self._wait_replicas, self._wait_ms, **options)
+            both.execute_command("WAIT", self._wait_replicas, round(self.wait_seconds * 1000), **options)
             try:
                 reply, found = await self._executed(both)
             except MovedError:
@@ -167,7 +173,8 @@ if not lease[1] or token <= floor then
   redis.call('SET', KEYS[2], string.format('%.0f', token))
   redis.call('HSET', KEYS[1], 'holder', ARGV[1], 'token', string.format('%.0f', token))
 end
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
+-- Asked again, it is held no longer: who hears no reply must not keep it for ever.
+if not lease[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return {1, token}
 """,
 )
