@@ -42,15 +42,17 @@ def fault_table(document: Document) -> str:
     head = ["Fault", "Injected", "Lost", "Twice", "Unsure", "What held"] + ["Without the pattern"] * naive
     body = []
     for row in rows:
+        held = f'{prose(row["held"])} <span class="bound">Bound: {prose(row["bound"])}</span>'
         cells = [
             f"<td>{prose(row['fault'])}</td>",
-            *(_count(row[name]) for name in ("injected",)),
-            *(_count(row[name], bad=True) for name in ("lost", "duplicated")),
-            _count(row["unsure"]),
-            f'<td>{prose(row["held"])} <span class="bound">{prose(row["bound"])}</span></td>',
+            _count("Injected", row["injected"]),
+            _count("Lost", row["lost"], bad=True),
+            _count("Twice", row["duplicated"], bad=True),
+            _count("Unsure", row["unsure"]),
+            _said("What held", held),
         ]
         if naive:
-            cells.append(f"<td>{prose(row['naive'] or '')}</td>")
+            cells.append(_said("Without the pattern", prose(row["naive"] or "not run")))
         # The spaces keep words apart in the search index, which leaves out the tags.
         body.append(f"<tr>{' '.join(cells)}</tr>")
     seconds = sum(row["seconds"] for row in rows)
@@ -149,8 +151,13 @@ def _table(kind: str, head: Sequence[str], body: Sequence[str], note: str, numer
     )
 
 
-def _count(value: int, *, bad: bool = False) -> str:
-    return f'<td class="n{" bad" if bad and value else ""}">{value:,}</td>'
+def _count(label: str, value: int, *, bad: bool = False) -> str:
+    # On a phone the head of the table is gone, and each cell says by itself what it is.
+    return f'<td class="n{" bad" if bad and value else ""}" data-label="{label}">{value:,}</td>'
+
+
+def _said(label: str, text: str) -> str:
+    return f'<td class="said" data-label="{label}">{text}</td>'
 
 
 def _ratio(row: Mapping[str, Any]) -> str:
