@@ -622,10 +622,11 @@ def test_serving_on_a_port_in_use_is_one_plain_sentence() -> None:
     )
 
 
-def test_an_unknown_command_shows_how_to_call_it() -> None:
-    """Exit code 2, and the three commands."""
+@pytest.mark.parametrize("arguments", [["fly"], [], ["build", "--help"], ["serve", "x"], ["check", "a", "b"]])
+def test_a_wrong_call_shows_how_to_call_it(arguments: list[str]) -> None:
+    """Exit code 2, the three commands, and no folder named after an option."""
     done = subprocess.run(
-        [sys.executable, "-m", "tools.site", "fly"],
+        [sys.executable, "-m", "tools.site", *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -93,6 +93,8 @@ def serve(port: int, *, root: Path = ROOT) -> str | None:
 def main(arguments: list[str]) -> int:
     """Run one of the three commands."""
     command, *rest = arguments or [""]
+    if any(argument.startswith("-") for argument in rest):
+        command = ""
     folder = Path(rest[0]) if rest else ROOT / "site"
     if command == "build" and len(rest) <= 1:
         begun = time.perf_counter()
