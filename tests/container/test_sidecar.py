@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import itertools
 import json
+import logging
 import math
 import os
 import random
@@ -13,10 +14,11 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import psutil
 import pytest
@@ -38,8 +40,10 @@ from patterns.container.sidecar import (
     ShippingFailed,
     Sidecar,
     Tail,
+    application,
     health,
     life,
+    pod,
 )
 from patterns.container.sidecar import __main__ as process
 from patterns.container.sidecar.buffer import Buffer
@@ -948,6 +952,49 @@ def test_a_rotation_between_looking_and_opening_loses_nothing(log: Log, moment: 
 
 
 @pytest.mark.invariant(2)
+def test_what_is_written_while_the_reader_looks_at_the_next_file_is_read_first(log: Log) -> None:
+    """The writer finishes the old file between the reader's last read of it and its look at the new one."""
+
+    class Late(Tail):
+        def _written_after(self, following: BinaryIO) -> bool:
+            if log.open is old:
+                log.write(2)
+                log.open = new
+                log.write(1)
+                old.close()
+            return super()._written_after(following)
+
+    log.write(1)
+    old = log.open
+    log.rename()
+    new = log.path.open("ab", buffering=0)
+    tail = Late(log.path)
+    seen = tail.read(10)
+    tail.close()
+    assert [line.text for line in seen] == log.lines
+    assert len(log.lines) == 4
+
+
+@pytest.mark.invariant(2)
+def test_a_file_that_vanishes_between_listing_and_opening_is_looked_up_again(log: Log) -> None:
+    """A name that is gone by the time it is opened is no error."""
+
+    class Vanishing(Tail):
+        def _files(self) -> list[Any]:
+            files = super()._files()
+            if not gone:
+                gone.append(log.path.rename(log.path.with_name("app.log.1")))
+            return files
+
+    gone: list[Path] = []
+    log.write(2)
+    tail = Vanishing(log.path)
+    assert tail.read(10) == []
+    assert [line.text for line in tail.read(10)] == log.lines
+    tail.close()
+
+
+@pytest.mark.invariant(2)
 def test_a_deleted_log_does_not_bring_the_old_files_again(log: Log) -> None:
     """Somebody removes the newest file: its successor is read, and the older ones are not read again."""
     log.write(3)
@@ -1009,6 +1056,74 @@ async def test_what_happens_is_heard(tmp_path: Path, fresh_server: Server, app: 
     log.open.close()
 
 
+def test_application_logs_its_orders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The sample knows a file and nothing else; told to stop, it says goodbye."""
+    handlers = list(logging.getLogger("orders").handlers)
+    for name, value in {"LOG_FILE": str(tmp_path / "app.log"), "ORDERS": "2", "PACE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        application.main()
+        monkeypatch.setenv("ORDERS", "0")
+        monkeypatch.setattr(threading, "Event", AlreadySet)
+        application.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for handler in set(logging.getLogger("orders").handlers) - set(handlers):
+            logging.getLogger("orders").removeHandler(handler)
+            handler.close()
+    lines = (tmp_path / "app.log").read_text().splitlines()
+    assert [line.split()[1] for line in lines[:5]] == ["begin,", "order", "order", "end,", "begin,"]
+    assert "end," in lines[-1]
+
+
+class AlreadySet(threading.Event):
+    def wait(self, timeout: float | None = None) -> bool:
+        return True
+
+
+def test_launch_becomes_the_application(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It holds the lock, gives up on a sidecar that is not there, and hands its process over."""
+    became: list[Any] = []
+    monkeypatch.setattr(os, "execvp", lambda *command: became.append(command))
+    monkeypatch.setenv("ALIVE_FILE", str(tmp_path / "alive"))
+    monkeypatch.setenv("HEALTH_PORT", str(free_port()))
+    monkeypatch.setenv("PATIENCE", "0.1")
+    before = signal.getsignal(signal.SIGTERM)
+    held: list[int] = []
+    monkeypatch.setattr(life, "hold", lambda alive, hold=life.hold: held.append(hold(alive)))
+    try:
+        life.launch(["python3", "orders.py"])
+        with pytest.raises(SystemExit, match="143"):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert became == [("python3", ["python3", "orders.py"])]
+    assert not life.has_ended(tmp_path / "alive")
+    assert os.get_inheritable(held[0])
+    os.close(held[0])
+    assert "no sidecar after 0.1 s" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+async def test_the_sample_pod_runs(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
+    """The sample Pod, told to stop, has shipped all that its application logged."""
+    for name, value in {"REDIS_URL": server.url, "HEALTH_PORT": str(free_port()), "PACE": "0.01"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    running_pod = asyncio.create_task(pod.main())
+    stream = Keyspace("pod", "sidecar").key("sample", "log")
+    async with opened(server.url) as client:
+        await eventually(lambda: client.xlen(stream), within=30)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await running_pod == 0
+        entries: Any = await client.xrange(stream)
+    assert b"begin" in entries[0][1][b"line"]
+    assert b"end" in entries[-1][1][b"line"]
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
@@ -1040,8 +1155,15 @@ async def supervised(
     """Run a shipper in a process that is started again when it is killed."""
     env = {"LOG_FILE": str(log), "REDIS_URL": url, "APP": app}
     worker = spawn(PROGRAMS, "kept", kind, env=env)
-    yield worker
-    worker.kill()
+    try:
+        yield worker
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            supervisor = psutil.Process(worker.pid)
+            children = supervisor.children()
+            supervisor.kill()
+            for child in children:
+                child.kill()
 
 
 async def child_of(worker: Worker) -> psutil.Process:
@@ -1282,42 +1404,58 @@ async def test_every_dropped_line_is_counted(
     tmp_path: Path, fresh_server: Server, app: str, ledger: Callable[..., Ledger]
 ) -> None:
     """The buffer is full and the file being read is deleted: the oldest lines go, and are counted to one."""
-    books = ledger(bound="every line that is missing is counted, the newest arrive")
-    heard = Recorder()
-    log = Log(tmp_path / "app.log", backups=1)
+    books = ledger(bound="every line that is missing is counted, at most 100 lines in memory")
+    heard, most = Recorder(), {}
     policy = Policy(**QUICK, buffer_lines=100, batch_lines=30)
-    async with opened(fresh_server.url) as client:
-        it = Sidecar("orders", log.path, client, app=app, policy=policy, on_event=heard)
-        async with running(it):
-            log.write(10)
-            await all_shipped(client, app, 10)
-            fresh_server.stop()
-            log.write(200)
-            await eventually(lambda: it.report.waiting == 100, within=10)
-            log.rotate()
-            await eventually(lambda: inode_of(log.path) in open_inodes(), within=10)
-            for _ in range(6):
-                deleted = inode_of(log.path.with_name("app.log.1"))
-                log.write(50)
+    for make in (ReadsAllIntoMemory, Sidecar):
+        log = Log(tmp_path / f"{make.__name__}.log", backups=1)
+        name = f"{app}-{make.__name__}"
+        async with opened(fresh_server.url) as client:
+            it = make("orders", log.path, client, app=name, policy=policy, on_event=heard)
+            async with running(it):
+                log.write(10)
+                await all_shipped(client, name, 10)
+                fresh_server.stop()
+                log.write(200)
+                await eventually(waits(it, 100), within=10)
                 log.rotate()
-                log.write(1)
-                books.injected()
-                # The next rotation comes after the sidecar has left the deleted file, not together with it.
-                await eventually(is_closed(deleted), within=10)
-            fresh_server.cont()
-        found = await in_stream(client, app)
+                await eventually(is_open(log.path), within=10)
+                for _ in range(6):
+                    deleted = inode_of(log.path.with_name(f"{log.path.name}.1"))
+                    log.write(50)
+                    log.rotate()
+                    log.write(1)
+                    # The next rotation comes when the sidecar has taken notice of this one.
+                    await eventually(is_closed(deleted), within=10)
+                    await eventually(is_open(log.path), within=10)
+                most[make] = it.report.waiting
+                fresh_server.cont()
+            found = await in_stream(client, name)
+            numbers = await numbers_in_stream(client, name)
+        log.open.close()
+        assert it.report.gaps == 0
         missing = [line for line in log.lines if line not in set(found)]
-        for line in missing:
-            books.failed(line)
-        enter(books, [line for line in log.lines if line not in missing], found)
-        numbers = await numbers_in_stream(client, app)
-    assert it.report.gaps == 0
-    assert len(missing) == it.report.dropped == sum(event.lines for event in heard.of(LinesDropped)) > 0
-    assert numbers[-1] - len(numbers) == len(missing), "they show as a gap in seq"
-    assert found[-100:] == log.lines[-100:]
-    log.open.close()
-    books.held(f"{len(missing)} lines dropped, {it.report.dropped} counted, and as many missing in `seq`")
-    books.naive("a memory buffer that drops without counting: the reader of the stream cannot tell")
+        dropped = sum(event.lines for event in heard.of(LinesDropped))
+        assert len(missing) == it.report.dropped == dropped == numbers[-1] - len(numbers)
+        if make is Sidecar:
+            books.injected(6)
+            for line in missing:
+                books.failed(line)
+            enter(books, [line for line in log.lines if line not in missing], found)
+            assert found[-100:] == log.lines[-100:]
+            assert most[make] <= 100
+            books.held(f"{len(missing)} lines dropped, {dropped} counted, and as many missing in `seq`")
+    books.naive(f"no bound: {most[ReadsAllIntoMemory]} lines in memory, and more with each second")
+
+
+def waits(it: Sidecar, count: int) -> Callable[[], bool]:
+    """Return a condition: so many lines wait in memory."""
+    return lambda: it.report.waiting >= count
+
+
+def is_open(path: Path) -> Callable[[], bool]:
+    """Return a condition: this process has the file open for reading."""
+    return lambda: inode_of(path) in open_inodes()
 
 
 @pytest.mark.slow
