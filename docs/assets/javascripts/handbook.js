@@ -81,8 +81,24 @@
   // Material gives its search the role of a dialog and no name.
   document.querySelector(".md-search")?.setAttribute("aria-label", "Search");
 
+  // Instant navigation keeps the old page's place where it should go to an anchor, if the new page is slow
+  // to come. So what was clicked is remembered, and gone to when the page is there.
+  let wanted;
+  document.addEventListener(
+    "click",
+    (event) => {
+      const link = event.target.closest?.("a[href]");
+      wanted = link?.hash && link.pathname !== location.pathname ? link.href : undefined;
+    },
+    true,
+  );
+
   // Runs again after each instant navigation.
   window.document$.subscribe(() => {
+    if (wanted === location.href) {
+      document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();
+    }
+    wanted = undefined;
     document.querySelectorAll("[data-filter]").forEach(filter);
     document.querySelectorAll("a.enlarge").forEach(enlarge);
   });
