@@ -677,12 +677,13 @@ def test_a_served_page_follows_every_kind_of_change(small: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = small / "log"
+    log, temporary = small / "log", small / "tmp"
+    temporary.mkdir()
     with log.open("w") as output:
         server = subprocess.Popen(
             [sys.executable, "-m", "tools.site", "serve"],
             cwd=small,
-            env={**os.environ, "PORT": str(port), "PYTHONPATH": str(small)},
+            env={**os.environ, "PORT": str(port), "PYTHONPATH": str(small), "TMPDIR": str(temporary)},
             stdout=output,
             stderr=output,
         )
@@ -721,4 +722,6 @@ def test_a_served_page_follows_every_kind_of_change(small: Path) -> None:
         eventually_now(lambda: shows("demo/thing/", "is not there: run `make faults`"), within=30)
     finally:
         server.terminate()
-        server.wait(20)
+        code = server.wait(20)
+    assert code == 0
+    assert not list(temporary.iterdir()), "it leaves the folder that it built into"

@@ -114,7 +114,10 @@ def _made(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     page.meta.setdefault("search", _search(uri, catalogue))
     if uri.endswith(".ipynb"):
         page.meta["status"] = "notebook"
-        page.meta["title"] = site_notebook.title(page.file.content_string)
+        try:
+            page.meta["title"] = site_notebook.title(page.file.content_string)
+        except ValueError as error:
+            raise PluginError(f"{uri}: {error}") from error
         page.meta["description"] = f"{page.meta['title']}: a notebook, saved executed."
         page.edit_url = f"{_repository(config)}/edit/main/{uri}"
         return markdown

@@ -14,6 +14,7 @@ import importlib
 import logging
 import os
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -83,10 +84,14 @@ def serve(port: int, *, root: Path = ROOT) -> str | None:
     # Served locally, the site is at the root, whatever SITE_URL says of the published one.
     os.environ["SITE_URL"] = f"http://127.0.0.1:{port}/"
     _log_to_stderr(logging.INFO)
+    # Ended by a signal it must go through its `finally`, which removes the folder that it builds into.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         mkdocs_serve(str(root / "mkdocs.yml"), strict=False, dev_addr=f"127.0.0.1:{port}", watch_theme=True)
     except MkDocsException as error:
         return str(error)
+    except KeyboardInterrupt:
+        pass
     return None
 
 
