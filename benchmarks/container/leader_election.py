@@ -192,6 +192,7 @@ async def fail_over(server: Server) -> list[Row]:
         base = statistics.median(times["peer"])
         for who, name in (("peer", "redis-py Lock"), ("ours", "this module")):
             how = "renewed in a loop, tried every 100 ms; " if who == "peer" else ""
+            how += "lease 500 ms; " if times is after_kill else ""
             rows.append(
                 row(
                     f"{case}: {name}",

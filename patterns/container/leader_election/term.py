@@ -131,7 +131,7 @@ class Term:
         self._cancel_at = sent + self._policy.renew_deadline
 
     def end(self) -> None:
-        """The lease is another's, or is about to be given up: it is over now, if it was not before."""
+        """The lease is another's, or is about to be given up: the term is over now."""
         self.over = True
         self._ends_at = min(self._ends_at, self._now())
 
@@ -151,7 +151,7 @@ class Term:
         return self._cancel_at - self._now()
 
     def check(self) -> None:
-        """Raise LeadershipLost unless the term is valid: for before each step that only a leader takes."""
+        """Raise LeadershipLost unless the term is valid: before each of a leader's steps."""
         if not self.valid:
             raise LeadershipLost(self.election, self.token)
 
