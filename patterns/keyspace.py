@@ -26,10 +26,11 @@ What holds:
 9. No error message and no repr shows a password or the arguments of a command whose outcome is unknown.
 
 What does not: a failover may lose what was acknowledged (replication is asynchronous), and a call during
-one may fail. On a cluster a command that names no key, or keys of two slots that the client splits (DEL,
-MGET), is several commands; transactions that WATCH and subscriptions hold a connection of their own beside
-`max_connections`; open a pipeline with `async with client.pipeline(transaction=True)`, for its default
-differs between the two clients; subscribe after a first command, which reads the map.
+one may fail. On a cluster a command that names no key, or keys of several slots that the client splits
+(DEL, MGET), is several commands, and its error is about one of them; subscriptions and transactions that
+WATCH hold a connection beside `max_connections` (on one server, one of them); subscribe after a first
+command, which reads the map; and open a pipeline by `async with client.pipeline(transaction=True)`, for
+its default is another on each kind of client.
 
 Settings. Clients speak RESP2: the same shapes of replies from every server, no push frames between them.
 Idle TCP connections are probed by the kernel (30 s, then 3 probes of 5 s); no PING goes before commands.
