@@ -67,20 +67,24 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from patterns.cache.cache_aside.entry import JSON, Codec, Json, Unreadable, Unwritable, decode, encode
-from patterns.cache.cache_aside.flight import FlightCancelled, Flights
-from patterns.cache.cache_aside.policy import Policy
-from patterns.cache.cache_aside.store import (
+from patterns.cache.cache_aside.errors import InvalidationFailed, LoadCancelled, LoadTimedOut, NotCacheable
+from patterns.cache.cache_aside.events import (
+    CacheHit,
     CacheLost,
+    CacheMissed,
     CacheRegained,
+    EntryDiscarded,
     Invalidated,
     InvalidationOwed,
-    NoCache,
-    Store,
-    Turn,
-    new_token,
+    Loaded,
+    LoadFailed,
+    StaleServed,
 )
+from patterns.cache.cache_aside.flight import FlightCancelled, Flights
+from patterns.cache.cache_aside.policy import Policy
+from patterns.cache.cache_aside.store import NoCache, Store, Turn, new_token
 from patterns.clock import SYSTEM_CLOCK, Clock
-from patterns.events import Event, Listener, emit, ignore
+from patterns.events import Listener, emit, ignore
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -122,125 +126,6 @@ class Miss(Enum):
 
 MISS = Miss.MISS
 """What `peek` returns where nothing fresh is there; a cached None is None."""
-
-
-@dataclass(frozen=True, slots=True)
-class CacheHit(Event):
-    """A read was answered from Redis."""
-
-    entity: str
-    negative: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CacheMissed(Event):
-    """A read found nothing fresh, or no Redis, and went on to a load: its own or another's."""
-
-    entity: str
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded(Event):
-    """A load returned; `kept` is False where it was overtaken by an invalidation, or Redis is away."""
-
-    entity: str
-    duration_seconds: float
-    kept: bool
-
-
-@dataclass(frozen=True, slots=True)
-class LoadFailed(Event):
-    """A load raised, or was cancelled because nobody waited for it any more."""
-
-    entity: str
-    duration_seconds: float
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class StaleServed(Event):
-    """A load failed, and its callers got a value that had expired `stale_seconds` ago."""
-
-    entity: str
-    stale_seconds: float
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class EntryDiscarded(Event):
-    """What was in the cache could not be read; it is deleted and loaded anew."""
-
-    entity: str
-    error: str
-
-
-class LoadTimedOut(TimeoutError):
-    """A load took longer than the lease, and was cancelled.
-
-    Attributes:
-        entity: what was loaded.
-        lease: seconds that it had.
-    """
-
-    def __init__(self, entity: str, lease: float) -> None:
-        super().__init__(entity, lease)
-        self.entity, self.lease = entity, lease
-
-    def __str__(self) -> str:
-        return f"the load of {self.entity!r} took longer than its lease of {self.lease:g} s"
-
-
-class LoadCancelled(Exception):
-    """The load cancelled itself; its callers were not cancelled.
-
-    Attributes:
-        entity: what was loaded.
-    """
-
-    def __init__(self, entity: str) -> None:
-        super().__init__(entity)
-        self.entity = entity
-
-    def __str__(self) -> str:
-        return f"the load of {self.entity!r} was cancelled from inside"
-
-
-class NotCacheable(ValueError):
-    """The value was loaded and cannot be kept; nothing was written.
-
-    Attributes:
-        entity: whose value.
-        reason: why; without the value.
-        value: what was loaded.
-    """
-
-    def __init__(self, entity: str, reason: str, value: Any) -> None:
-        super().__init__(entity, reason)
-        self.entity, self.reason, self.value = entity, reason, value
-
-    def __str__(self) -> str:
-        return f"the value of {self.entity!r} cannot be cached: {self.reason}"
-
-    def __reduce__(self) -> tuple[type[NotCacheable], tuple[str, str, Any]]:
-        return type(self), (self.entity, self.reason, self.value)
-
-
-class InvalidationFailed(Exception):
-    """What was to be invalidated may still be in the cache; a write that went before it was done.
-
-    Attributes:
-        entities: what others may still read.
-        bound: seconds after which it has expired at the latest.
-        result: what the write returned.
-    """
-
-    def __init__(self, entities: tuple[str, ...], bound: float, result: Any = None) -> None:
-        super().__init__(entities, bound, result)
-        self.entities, self.bound, self.result = entities, bound, result
-
-    def __str__(self) -> str:
-        names = ", ".join(map(repr, self.entities))
-        return f"the old value of {names} may be read for up to {self.bound:g} s: it could not be invalidated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +201,9 @@ class CacheAside:
     ) -> T:
         """Return the value of `entity`: from the cache, or from `await load(*args, **kwargs)`.
 
-        Callers that miss at the same time share one load: that of the first.
+        Callers that miss at the same time share one load: that of the first. It may go on when the first has
+        left, so it must use nothing that ends with a caller; and it must not `get` from this cache, for it
+        would wait for a second of the `max_loads` places, or for itself.
 
         Raises:
             LoadTimedOut: the load took longer than the lease.
@@ -330,6 +217,7 @@ class CacheAside:
                 return value
             cached, bad = True, b""
         except Unreadable as error:
+            emit(self._on_event, EntryDiscarded(self.name, entity, error.reason))
             cached, bad = True, error.entry
         except NoCache:
             cached, bad = False, b""
@@ -361,8 +249,10 @@ class CacheAside:
 
         Raises:
             InvalidationFailed: it was written, and the old value may still be read for a while.
+            ValueError: `entity` cannot be invalidated; nothing was written.
             Exception: whatever the write raised; if it is in `unsure`, the entity was invalidated.
         """
+        self._store.keys(entity)  # or it raises, before anything is written
         try:
             result = await store(*args, **kwargs)
         except self._unsure:  # it may have been done
@@ -393,14 +283,10 @@ class CacheAside:
 
     async def _look(self, entity: str) -> Any:
         """Return the fresh value or MISS; raises Unreadable and NoCache."""
-        try:
-            entry = await self._store.read(entity)
-            if entry is None:
-                return MISS
-            value = decode(self._codec, entry)
-        except Unreadable as error:
-            emit(self._on_event, EntryDiscarded(self.name, entity, error.reason))
-            raise
+        entry = await self._store.read(entity)
+        if entry is None:
+            return MISS
+        value = decode(self._codec, entry)
         if self._on_event is not ignore:
             emit(self._on_event, CacheHit(self.name, entity, value is None))
         return value
@@ -415,7 +301,8 @@ class CacheAside:
             now, tick = self._clock.monotonic(), next(self._ticks)
             turn = await self._begin(entity, token, bad, alone=now >= patience) if cached else None
             if turn is None or turn.generation:
-                return await self._load(entity, load, token, turn, now + self.policy.lease)
+                began = now if turn else self._clock.monotonic()  # the lease begins when it was asked for
+                return await self._load(entity, load, token, turn, began + self.policy.lease)
             if turn.entry is None:
                 await self._clock.sleep(min(self.policy.poll, turn.wait, patience - now))
                 continue
@@ -433,7 +320,7 @@ class CacheAside:
             return await self._store.begin(entity, token, without=bad, alone=alone)
         except NoCache:
             return None
-        except BaseException:  # cancelled, and the lease may be ours by now
+        except asyncio.CancelledError:  # the lease may be ours by now
             with suppress(NoCache):
                 await self._store.release(entity, token)
             raise
@@ -457,7 +344,7 @@ class CacheAside:
             tick, kept = next(self._ticks), False
             if turn is not None:
                 kept = await self._keep(entity, token, turn, entry, negative=value is None)
-        except BaseException as error:
+        except (Exception, asyncio.CancelledError) as error:
             failure = error
             if isinstance(error, TimeoutError) and self._clock.monotonic() >= deadline:
                 failure = LoadTimedOut(entity, self.policy.lease)

@@ -7,7 +7,8 @@ takes it along, and waits until it has cleaned up.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class FlightCancelled(Exception):
 
 @dataclass(slots=True, eq=False)
 class _Flight(Generic[T]):
-    task: asyncio.Task[T] = field(init=False)
+    task: asyncio.Task[T]
     waiting: int = 0
 
 
@@ -43,31 +44,30 @@ class Flights(Generic[T]):
             Exception: whatever the task raised.
         """
         flight = self._under_way.get(key)
-        if flight is None:
-            flight = self._under_way[key] = _Flight()
-            flight.task = asyncio.ensure_future(self._fly(key, flight, begin()))
-            # Those who wait read its exception; where nobody is left, nobody misses it.
-            flight.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        if flight is None or flight.task.done():
+            flight = self._under_way[key] = _Flight(asyncio.ensure_future(begin()))
+            flight.task.add_done_callback(partial(self._landed, key, flight))
         flight.waiting += 1
         try:
             await asyncio.wait((flight.task,))  # unlike `await task`, it is not cancelled with us
-        finally:
-            flight.waiting -= 1
-            if not flight.waiting and not flight.task.done():
+        except asyncio.CancelledError:
+            if flight.waiting == 1 and not flight.task.done():
                 self._forget(key, flight)
                 flight.task.cancel()
                 await asyncio.wait((flight.task,))
+            raise
+        finally:
+            flight.waiting -= 1
         if flight.task.cancelled():
             raise FlightCancelled
         return flight.task.result()
 
     # --8<-- [end:share]
 
-    async def _fly(self, key: str, flight: _Flight[T], work: Coroutine[Any, Any, T]) -> T:
-        try:
-            return await work
-        finally:
-            self._forget(key, flight)
+    def _landed(self, key: str, flight: _Flight[T], task: asyncio.Task[T]) -> None:
+        self._forget(key, flight)
+        if not task.cancelled():
+            task.exception()  # those who wait read it; where nobody is left, nobody misses it
 
     def _forget(self, key: str, flight: _Flight[T]) -> None:
         if self._under_way.get(key) is flight:

@@ -3,17 +3,19 @@
 Keys of one entity, all in one slot:
 
 - `<app>:{cache_aside:<name>/<entity>}:value`       string: the entry (see `entry`); PX ttl + stale_if_error
-- `<app>:{cache_aside:<name>/<entity>}:generation`  string: random; PX twice the lease, renewed by each load
+- `<app>:{cache_aside:<name>/<entity>}:generation`  string: random, new with each lease; PX twice the lease
 - `<app>:{cache_aside:<name>/<entity>}:lock`        string: who loads now; PX lease
 
 A load begins by noting the generation, and its result is kept only if the generation is still the same. An
 invalidation deletes all three keys in one command. So it does not matter which of them expires, is evicted
-or was never there: what cannot be compared is not kept.
+or was never there: what cannot be compared is not kept. Nor is a load that a paused process ends an hour
+later: no generation lives longer than twice the lease.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import re
 import uuid
@@ -22,58 +24,23 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from redis.exceptions import RedisError, ResponseError
 
-from patterns.cache.cache_aside.entry import stale_ms
-from patterns.events import Event, Listener, emit
-from patterns.keyspace import Client, Keyspace, Script
+from patterns.cache.cache_aside.entry import Unreadable, stale_ms
+from patterns.cache.cache_aside.events import CacheLost, CacheRegained, Invalidated, InvalidationOwed
+from patterns.cache.cache_aside.scripts import BEGIN, FILL, READ, RELEASE
+from patterns.events import Listener, emit
+from patterns.keyspace import Client, Keyspace
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
     from patterns.clock import Clock
 
-__all__ = [
-    "CacheLost",
-    "CacheRegained",
-    "Invalidated",
-    "InvalidationOwed",
-    "NoCache",
-    "Store",
-    "Turn",
-    "new_token",
-]
+__all__ = ["NoCache", "Store", "Turn", "new_token"]
 
 T = TypeVar("T")
 
-
-@dataclass(frozen=True, slots=True)
-class CacheLost(Event):
-    """Redis did not answer: this process loads directly, and looks for Redis from time to time."""
-
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class CacheRegained(Event):
-    """Redis answers again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Invalidated(Event):
-    """The entry is deleted, and loads of it that were under way will not be kept."""
-
-    entity: str
-
-
-@dataclass(frozen=True, slots=True)
-class InvalidationOwed(Event):
-    """The invalidation failed, and is tried again before this process asks the cache anything else.
-
-    Until then others may read an old value, for `bound_seconds` at most.
-    """
-
-    entity: str
-    bound_seconds: float
-    error: str
+_DOUBLINGS = 5
+_PART = 250  # entities deleted at once: few enough for one exchange
 
 
 class NoCache(Exception):
@@ -93,6 +60,13 @@ class Turn:
     entry: bytes | None = None
     generation: bytes = b""
     wait: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Debt:
+    """An invalidation that failed; what should have been invalidated has `gone` by itself then."""
+
+    gone: float
 
 
 class Store:
@@ -140,10 +114,14 @@ class Store:
         self._on_event = on_event
         self._failures = 0  # in a row
         self._ask_again_at = -math.inf
-        self._owed: dict[str, float] = {}  # entity: when the entry that was not invalidated has gone
+        self._owed: dict[str, _Debt] = {}  # by entity, the oldest first
 
     def keys(self, entity: str) -> list[str]:
-        """Return the keys of value, generation and lock."""
+        """Return the keys of value, generation and lock.
+
+        Raises:
+            ValueError: no key can be made of `entity`.
+        """
         return [self._key(entity, role) for role in ("value", "generation", "lock")]
 
     def _key(self, entity: str, role: str) -> str:
@@ -159,12 +137,17 @@ class Store:
             Unreadable: what is there is no entry.
         """
         key = self._key(entity, "value")
-        if not self._windowed:
-            got = await self.ask(lambda: self._client.get(key))
-            entry = cast("bytes | None", got)  # clients of `keyspace` speak bytes
-            if entry is None or stale_ms(entry) == 0:
-                return entry  # its whole life is fresh, and Redis ends it
-        entry, left = await self.ask(lambda: _READ(self._client, keys=[key]))
+        try:
+            if not self._windowed:
+                got = await self.ask(lambda: self._client.get(key))
+                entry = cast("bytes | None", got)  # clients of `keyspace` speak bytes
+                if entry is None or stale_ms(entry) == 0:
+                    return entry  # its whole life is fresh, and Redis ends it
+            entry, left = await self.ask(lambda: READ(self._client, keys=[key]))
+        except NoCache as error:
+            if str(error.__cause__).startswith("WRONGTYPE"):
+                raise Unreadable(b"", "not a string") from None
+            raise
         return entry if entry and left > stale_ms(entry) else None
 
     # --8<-- [end:read]
@@ -176,26 +159,26 @@ class Store:
             entity: whose entry.
             token: of the load.
             without: an entry that could not be read, to be deleted if it is still there.
-            alone: load without the lease, whoever has it.
+            alone: load beside whoever has the lease.
         """
         bad = hashlib.sha1(without, usedforsecurity=False).hexdigest()
         args: list[str | int] = [token, self._lease_ms, 2 * self._lease_ms, bad, int(alone)]
         entry, generation, wait = await self.ask(
-            lambda: _BEGIN(self._client, keys=self.keys(entity), args=args)
+            lambda: BEGIN(self._client, keys=self.keys(entity), args=args)
         )
         return Turn(entry or None, generation, max(1, wait) / 1000)
 
     async def fill(self, entity: str, token: str, generation: bytes, entry: bytes, ttl: float) -> bool:
         """Give the lease back, and keep `entry` for `ttl` seconds unless it was invalidated since `begin`.
 
-        An empty entry keeps nothing. Returns whether the generation was still the same.
+        An empty entry leaves nothing there. Returns whether the generation was still the same.
         """
         args: list[str | bytes | int] = [token, generation, entry, max(1, round(ttl * 1000))]
-        return bool(await self.ask(lambda: _FILL(self._client, keys=self.keys(entity), args=args)))
+        return bool(await self.ask(lambda: FILL(self._client, keys=self.keys(entity), args=args)))
 
     async def release(self, entity: str, token: str) -> tuple[bytes, float]:
         """Give the lease back after a load that failed; return the entry still there and its seconds left."""
-        entry, left = await self.ask(lambda: _RELEASE(self._client, keys=self.keys(entity), args=[token]))
+        entry, left = await self.ask(lambda: RELEASE(self._client, keys=self.keys(entity), args=[token]))
         return entry, left / 1000
 
     async def delete(self, entities: Collection[str]) -> None:
@@ -205,18 +188,32 @@ class Store:
 
         Raises:
             NoCache: Redis did not say that it is done.
+            ValueError: no key can be made of one of them; none was touched.
         """
+        for entity in entities:
+            self.keys(entity)
+        left = list(dict.fromkeys(entities))
         try:
-            # Also while Redis is left alone: an entry that stays costs more than a time-out.
-            await self._ask(lambda: self._delete(entities))
+            while left:
+                # Also while Redis is left alone: an entry that stays costs more than a time-out.
+                await self._ask(lambda: self._delete(left[:_PART]))
+                del left[:_PART]
         except BaseException as error:
-            now = self._clock.monotonic()
-            self._owed = {entity: gone for entity, gone in self._owed.items() if gone > now}
-            for entity in entities:
-                self._owed[entity] = now + self._longest
-                name = type(error.__cause__ or error).__name__
-                emit(self._on_event, InvalidationOwed(self._name, entity, self._longest, name))
+            self._owe(left, type(error.__cause__ or error).__name__)
             raise
+
+    def _owe(self, entities: list[str], error: str) -> None:
+        self._forget_expired()
+        debt = _Debt(self._clock.monotonic() + self._longest)
+        for entity in entities:
+            self._owed.pop(entity, None)  # to the end: the oldest come first
+            self._owed[entity] = debt
+            emit(self._on_event, InvalidationOwed(self._name, entity, self._longest, error))
+
+    def _forget_expired(self) -> None:
+        now = self._clock.monotonic()
+        for entity in list(itertools.takewhile(lambda each: self._owed[each].gone <= now, self._owed)):
+            del self._owed[entity]
 
     async def _delete(self, entities: Collection[str]) -> None:
         owed = {entity: self._owed.get(entity) for entity in entities}
@@ -264,7 +261,9 @@ class Store:
         return answer
 
     async def _settled(self, request: Callable[[], Awaitable[T]]) -> T:
-        await self._delete(list(self._owed))
+        self._forget_expired()
+        while part := list(itertools.islice(self._owed, _PART)):
+            await self._delete(part)
         return await request()
 
     def _lost(self, error: Exception) -> None:
@@ -283,71 +282,6 @@ class Store:
             emit(self._on_event, CacheRegained(self._name))
 
 
-_DOUBLINGS = 5
-
-
 def new_token() -> str:
     """Return a token that no other load has."""
     return uuid.uuid4().hex
-
-
-_READ = Script(
-    "cache_aside.read",
-    """
--- KEYS[1] string value
-local value = redis.call('GET', KEYS[1])
-if not value then return {'', 0} end
-return {value, redis.call('PTTL', KEYS[1])}
-""",
-)
-
-# --8<-- [start:scripts]
-_BEGIN = Script(
-    "cache_aside.begin",
-    """
--- KEYS[1] string value, KEYS[2] string generation, KEYS[3] string lock
--- ARGV[1] token, ARGV[2] lease ms, ARGV[3] generation ms, ARGV[4] sha1 of what cannot be read, ARGV[5] alone
--- returns {fresh entry, generation, ms to wait}
-local value = redis.call('GET', KEYS[1])
-if value then
-  local stale = tonumber(string.match(value, '^1 (%d+) [+-]\\n'))
-  if not stale or redis.sha1hex(value) == ARGV[4] then
-    redis.call('DEL', KEYS[1])
-  elseif stale == 0 or redis.call('PTTL', KEYS[1]) > stale then
-    return {value, '', 0}
-  end
-end
-local holder = redis.call('GET', KEYS[3])
-if ARGV[5] ~= '1' then
-  if holder and holder ~= ARGV[1] then return {'', '', redis.call('PTTL', KEYS[3])} end
-  redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[2])
-end
-local generation = redis.call('GET', KEYS[2]) or ARGV[1]
-redis.call('SET', KEYS[2], generation, 'PX', ARGV[3])
-return {'', generation, 0}
-""",
-)
-
-_FILL = Script(
-    "cache_aside.fill",
-    """
--- KEYS[1] string value, KEYS[2] string generation, KEYS[3] string lock
--- ARGV[1] token, ARGV[2] generation, ARGV[3] entry or nothing, ARGV[4] ms to live
-if redis.call('GET', KEYS[3]) == ARGV[1] then redis.call('DEL', KEYS[3]) end
-if redis.call('GET', KEYS[2]) ~= ARGV[2] then return 0 end
-if ARGV[3] ~= '' then redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4]) end
-return 1
-""",
-)
-# --8<-- [end:scripts]
-
-_RELEASE = Script(
-    "cache_aside.release",
-    """
--- KEYS[1] string value, KEYS[2] string generation, KEYS[3] string lock; ARGV[1] token
-if redis.call('GET', KEYS[3]) == ARGV[1] then redis.call('DEL', KEYS[3]) end
-local value = redis.call('GET', KEYS[1])
-if not value then return {'', 0} end
-return {value, redis.call('PTTL', KEYS[1])}
-""",
-)
