@@ -621,7 +621,8 @@ async def check_hands_over(make: Make, server: Server) -> None:
     held = await client.connection_pool.get_connection()
     first = asyncio.create_task(client.ping())
     second = asyncio.create_task(client.ping())
-    await asyncio.sleep(0.01)
+    for _ in range(10):  # turns of the loop, in which both come to wait
+        await asyncio.sleep(0)
     await client.connection_pool.release(held)
     first.cancel()
     said = await outcome(second)
