@@ -250,7 +250,7 @@ def _missing(service: str, reason: str) -> NoReturn:
 
 
 def _started(make: Callable[[], Any]) -> Iterator[Any]:
-    from patterns.embedded import NoServerBinary  # noqa: PLC0415
+    from patterns.embedded import NoServerBinary  # noqa: PLC0415  a test without a server needs none
 
     with ExitStack() as stack:
         try:
@@ -263,7 +263,7 @@ def _started(make: Callable[[], Any]) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """A server for the tests of one file: use keys under `app` only, and leave it running."""
-    from patterns.embedded import Server  # noqa: PLC0415
+    from patterns.embedded import Server  # noqa: PLC0415  a test without a server needs none
 
     yield from _started(Server)
 
@@ -277,7 +277,7 @@ def redis_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def fresh_server() -> Iterator[Server]:
     """A server of the test's own, to kill, pause, restart or fill."""
-    from patterns.embedded import Server  # noqa: PLC0415
+    from patterns.embedded import Server  # noqa: PLC0415  a test without a server needs none
 
     yield from _started(Server)
 
@@ -285,7 +285,7 @@ def fresh_server() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Three primaries and three replicas: use keys under `app` only, and leave them running."""
-    from patterns.embedded import Cluster  # noqa: PLC0415
+    from patterns.embedded import Cluster  # noqa: PLC0415  a test without a server needs none
 
     yield from _started(lambda: Cluster(primaries=3, replicas=3))
 

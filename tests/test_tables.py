@@ -77,7 +77,14 @@ def test_a_number_keeps_three_significant_figures(value: float, text: str) -> No
 def test_the_fault_table_states_every_count() -> None:
     """What was injected, lost, doubled and left unsure stand in the row, escaped."""
     html = tables.fault_table(faults())
-    assert cells(html) == ["process killed &lt;early&gt;", "1,200", "0", "0", "3", "lease ends Bound: at most 2"]
+    assert cells(html) == [
+        "process killed &lt;early&gt;",
+        "1,200",
+        "0",
+        "0",
+        "3",
+        "lease ends Bound: at most 2",
+    ]
     assert "<code>lease</code>" in html
     assert "1,200 faults injected in 4.20 s" in html
     ElementTree.fromstring(html)
