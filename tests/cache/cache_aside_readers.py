@@ -1,9 +1,9 @@
-"""Fifty callers of one process read one value at a given word: prints what each of them got, and how soon.
+"""Fifty callers of one process read one value when they are told to: prints what they got, and how soon.
 
-Arguments: app; which cache, `cache_aside` or a naive one, `textbook` (get, else load and set) or `local`
-(single flight in the process alone); and the lease in seconds. The source is in Redis too, so that the loads
-of all processes are counted: each pushes its process's id to `<app>:loads` and waits for the stream
-`<app>:gate`.
+Arguments: the URL and the stream of the orders. An order says where the cache is (`url`), the `app`, which
+cache, `cache_aside` or a naive one, `textbook` (get, else load and set) or `local` (single flight in the
+process alone), and the `lease` in seconds. The source is in Redis too, so that the loads of all processes are
+counted: each pushes its process's id to `<app>:loads` and waits for the stream `<app>:gate`.
 """
 
 from __future__ import annotations
@@ -68,13 +68,12 @@ class LocalFlightOnly(CacheAside):
 KINDS: dict[str, Any] = {"cache_aside": CacheAside, "textbook": Textbook, "local": LocalFlightOnly}
 
 
-async def main(app: str, kind: str, lease: str) -> None:
+async def read(app: str, kind: str, url: str, lease: str) -> None:
     """Wait for the stream `<app>:go`, then read."""
     policy = Policy(ttl=60, negative_ttl=60, max_loads=CALLERS, lease=float(lease), timeout=5.0)
     waiting = 0
 
     def count(event: Event) -> None:
-        nonlocal waiting
         if type(event).__name__ == "CacheMissed":
             waits()
 
@@ -82,9 +81,9 @@ async def main(app: str, kind: str, lease: str) -> None:
         nonlocal waiting
         waiting += 1
         if waiting == CALLERS:
-            print("all wait", flush=True)
+            print(app, "all wait", flush=True)
 
-    async with opened(socket_timeout=None, max_connections=2 * CALLERS) as client:
+    async with opened(url, socket_timeout=None, max_connections=2 * CALLERS) as client:
         cache = KINDS[kind](
             "users", client, policy, app=app, on_event=count if kind != "textbook" else ignore
         )
@@ -96,15 +95,25 @@ async def main(app: str, kind: str, lease: str) -> None:
             await client.xread({f"{app}:gate": "0"}, block=20_000)
             return "the value"
 
-        async def read() -> tuple[str, float]:
+        async def one() -> tuple[str, float]:
             began = time.monotonic()
             return await cache.get("42", load), time.monotonic() - began
 
-        print("ready", flush=True)
+        print(app, "ready", flush=True)
         await client.xread({f"{app}:go": "0"}, block=20_000)
-        got = await asyncio.gather(*[read() for _ in range(CALLERS)])
+        got = await asyncio.gather(*[one() for _ in range(CALLERS)])
     right = sum(value == "the value" for value, _ in got)
-    print("right", right, f"{max(seconds for _, seconds in got):.3f}", flush=True)
+    print(app, "right", right, f"{max(seconds for _, seconds in got):.3f}", flush=True)
+
+
+async def main(url: str, orders: str) -> None:
+    """Carry out one order after the other, until killed."""
+    last = b"0"
+    async with opened(url, socket_timeout=None) as client:
+        while True:
+            found: Any = await client.xread({orders: last}, count=1, block=0)
+            ((last, order),) = found[0][1]
+            await read(**{key.decode(): value.decode() for key, value in order.items()})
 
 
 if __name__ == "__main__":

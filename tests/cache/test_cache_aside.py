@@ -10,9 +10,11 @@ import pickle
 import random
 import sys
 import time
-from contextlib import asynccontextmanager, suppress
+import uuid
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -50,9 +52,10 @@ from patterns.keyspace import connect, opened
 from tests.cache.cache_aside_readers import CALLERS, Textbook
 from tests.eventually import eventually
 from tests.faults import Ledger, leaks, proxy
+from tests.faults.workers import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from patterns.cache.cache_aside.store import Turn
     from patterns.embedded import Server
@@ -71,7 +74,7 @@ def url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def short_origins(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop in debug mode notes where each handle was made: one line of it, not ten, halves the time."""
-    monkeypatch.setattr(asyncio.constants, "DEBUG_STACK_DEPTH", 1)
+    monkeypatch.setattr("asyncio.constants.DEBUG_STACK_DEPTH", 1)
 
 
 def policy(**changes: Any) -> Policy:
@@ -123,7 +126,8 @@ async def cache(
 ) -> AsyncIterator[Any]:
     """Lend a cache with a client of its own, as one more process would have it."""
     given = {key: options.pop(key) for key in ("codec", "clock", "rng", "on_event") if key in options}
-    async with opened(url, max_connections=64, socket_timeout=options.pop("socket_timeout", 5)) as client:
+    opening: Any = {"max_connections": 16} | options.pop("opening", {})
+    async with opened(url, **opening) as client:
         yield make(name, client, policy(**options), app=app, **given)
 
 
@@ -267,51 +271,71 @@ async def test_get_then_load_is_a_thundering_herd(server: Server, app: str) -> N
 PROCESSES = 4
 
 
-async def herd(
-    spawn: Any, url: str, app: str, kind: str, *, lease: float = 20, kill: bool = False
-) -> tuple[int, int, list[tuple[int, float]]]:
-    """Let 4 processes of 50 callers miss one value; return loads before and after, and what they got."""
-    workers = [
-        spawn("tests.cache.cache_aside_readers", app, kind, lease, env={"REDIS_URL": url})
-        for _ in range(PROCESSES)
-    ]
-    async with opened(url) as client:
-        for worker in workers:
-            await worker.said("ready", within=30)
-        await client.xadd(f"{app}:go", {"now": 1})
-        for worker in workers:
-            await worker.said("all wait", within=30)
+class Readers:
+    """Processes of 50 callers each, which carry out one order after the other.
 
-        async def loading() -> list[bytes]:
-            found: Any = await client.lrange(f"{app}:loads", 0, -1)
-            return list(found)
+    Args:
+        server: where the orders are.
+        stack: ends the processes.
+    """
 
-        await eventually(loading, within=10)
-        if kill:
-            (pid,) = await loading()
-            (holder,) = [worker for worker in workers if worker.pid == int(pid)]
-            holder.kill()
-            workers.remove(holder)
-            await eventually(lambda: _longer_than(loading, 1), within=lease + 5)
-        elif kind != "cache_aside":
-            enough = PROCESSES if kind == "local" else PROCESSES * CALLERS
-            await eventually(lambda: _longer_than(loading, enough - 1), within=20)
-        before = len(await loading())
-        await client.xadd(f"{app}:gate", {"open": 1})
-        got = []
-        for worker in workers:
-            _, right, seconds = (await worker.said("right", within=30)).split()
-            got.append((int(right), float(seconds)))
-        return before, len(await loading()), got
+    def __init__(self, server: Server, stack: ExitStack) -> None:
+        self.server, self.orders = server, f"orders-{uuid.uuid4().hex}"
+        program = "tests.cache.cache_aside_readers"
+        self.workers = [
+            stack.enter_context(Worker(program, server.url, self.orders)) for _ in range(PROCESSES)
+        ]
+
+    async def herd(
+        self, url: str, app: str, kind: str, *, lease: float = 20, kill: bool = False
+    ) -> tuple[int, int, list[tuple[int, float]]]:
+        """Let them all miss one value; return loads before and after, and what each process got.
+
+        With `kill`, the process that loads is killed while it does.
+        """
+        order = {"app": app, "kind": kind, "url": url, "lease": f"{lease:g}"}
+        self.server.command("XADD", self.orders, "*", *chain.from_iterable(order.items()))
+        async with opened(url) as client:
+            for worker in self.workers:
+                await worker.said(f"{app} ready", within=30)
+            await client.xadd(f"{app}:go", {"now": 1})
+            for worker in self.workers:
+                await worker.said(f"{app} all wait", within=30)
+
+            async def loading(more_than: int = 0) -> list[bytes]:
+                found: Any = await client.lrange(f"{app}:loads", 0, -1)
+                return list(found) if len(found) > more_than else []
+
+            (pid, *_) = await eventually(loading, within=10)
+            if kill:
+                (holder,) = [worker for worker in self.workers if worker.pid == int(pid)]
+                holder.kill()
+                self.workers.remove(holder)
+                await eventually(lambda: loading(more_than=1), within=lease + 5)
+            elif kind != "cache_aside":
+                enough = PROCESSES if kind == "local" else PROCESSES * CALLERS
+                await eventually(lambda: loading(more_than=enough - 1), within=20)
+            before = len(await loading())
+            await client.xadd(f"{app}:gate", {"open": 1})
+            got = []
+            for worker in self.workers:
+                *_, right, seconds = (await worker.said(f"{app} right", within=30)).split()
+                got.append((int(right), float(seconds)))
+            return before, len(await loading()), got
 
 
-async def _longer_than(loading: Callable[[], Awaitable[list[bytes]]], count: int) -> bool:
-    return len(await loading()) > count
+@pytest.fixture(scope="module")
+def readers(server: Server) -> Iterator[Readers]:
+    """Processes for the tests that kill none of them."""
+    with ExitStack() as stack:
+        yield Readers(server, stack)
 
 
-async def check_one_load_for_all_processes(spawn: Any, url: str, app: str, kind: str, book: Ledger) -> None:
+async def check_one_load_for_all_processes(
+    readers: Readers, url: str, app: str, kind: str, book: Ledger
+) -> None:
     """Four processes of fifty callers each miss one value at the same time."""
-    _, loads, got = await herd(spawn, url, app, kind)
+    _, loads, got = await readers.herd(url, app, kind)
     book.injected(PROCESSES * CALLERS)
     book.acked("load")
     book.effect("load", loads)
@@ -322,58 +346,59 @@ async def check_one_load_for_all_processes(spawn: Any, url: str, app: str, kind:
 @pytest.mark.invariant(2)
 @pytest.mark.fault("200 callers in 4 processes miss the same value at once")
 async def test_processes_share_one_load(
-    spawn: Any, server: Server, app: str, ledger: Callable[..., Ledger]
+    readers: Readers, server: Server, app: str, ledger: Callable[..., Ledger]
 ) -> None:
     """The source is asked once; without the pattern, once for each caller."""
     book = ledger(bound="one load")
-    await check_one_load_for_all_processes(spawn, server.url, app, "cache_aside", book)
+    await check_one_load_for_all_processes(readers, server.url, app, "cache_aside", book)
     naive = Ledger("x/y", "not a row of the table")
     with pytest.raises(AssertionError, match=f"{PROCESSES * CALLERS} loads"):
-        await check_one_load_for_all_processes(spawn, server.url, app + "-naive", "textbook", naive)
+        await check_one_load_for_all_processes(readers, server.url, app + "-naive", "textbook", naive)
     book.naive(f"get, load, set: {naive.duplicated + 1} loads")
     book.held("one process has the lease, one task in it loads, the others wait")
 
 
 @pytest.mark.naive(2)
-async def test_a_lock_in_the_process_is_not_enough(spawn: Any, server: Server, app: str) -> None:
+async def test_a_lock_in_the_process_is_not_enough(readers: Readers, server: Server, app: str) -> None:
     """Single flight in each process alone loads once per process."""
     books = Ledger("x/y", "not a row of the table")
     with pytest.raises(AssertionError, match=f"{PROCESSES} loads for {PROCESSES} processes"):
-        await check_one_load_for_all_processes(spawn, server.url, app, "local", books)
+        await check_one_load_for_all_processes(readers, server.url, app, "local", books)
 
 
 @pytest.mark.invariant(2)
-async def test_processes_share_one_load_on_a_cluster(spawn: Any, cluster: Any, app: str) -> None:
+async def test_processes_share_one_load_on_a_cluster(readers: Readers, cluster: Any, app: str) -> None:
     """The lease works the same where the keys are spread over nodes."""
     # The source's own keys lie in other slots, so the readers use single-key commands on them.
-    _, loads, got = await herd(spawn, cluster.url, app, "cache_aside")
-    assert loads == 1
-    assert [right for right, _ in got] == [CALLERS] * PROCESSES
+    books = Ledger("x/y", "not a row of the table")
+    await check_one_load_for_all_processes(readers, cluster.url, app, "cache_aside", books)
 
 
 @pytest.mark.invariant(2, 3)
 @pytest.mark.fault("the process that loads is killed (SIGKILL)")
 async def test_a_killed_loader_holds_the_others_up_for_its_lease_only(
-    spawn: Any, server: Server, app: str, ledger: Callable[..., Ledger]
+    server: Server, app: str, ledger: Callable[..., Ledger]
 ) -> None:
-    """The others load when the lease has ended: once each at most, and they all get the value."""
+    """Of 4 processes 3 are killed, one by one: the others load once each at most, and get the value."""
     lease = 1.5
     book = ledger(bound=f"nobody waits longer than the lease of {lease:g} s for another's load")
-    for number in range(3):
-        before, loads, got = await herd(
-            spawn, server.url, f"{app}-{number}", "cache_aside", lease=lease, kill=True
-        )
-        book.injected()
-        for process, (right, seconds) in enumerate(got):
-            book.acked((number, process))
-            if right == CALLERS:
-                book.effect((number, process))
-            assert seconds < 2 * lease, f"a caller waited {seconds} s"
-        assert 2 <= before <= loads <= 1 + len(got)
+    with ExitStack() as stack:
+        readers = Readers(server, stack)
+        for number in range(3):
+            before, loads, got = await readers.herd(
+                server.url, f"{app}-{number}", "cache_aside", lease=lease, kill=True
+            )
+            book.injected()
+            for process, (right, seconds) in enumerate(got):
+                book.acked((number, process))
+                if right == CALLERS:
+                    book.effect((number, process))
+                assert seconds < 2 * lease, f"a caller waited {seconds} s"
+            assert 2 <= before <= loads <= 1 + len(got)
     book.held("the lease ends by itself; each process that is left loads once at most")
 
 
-@pytest.mark.invariant(7)
+@pytest.mark.invariant(3, 7)
 async def test_a_load_that_outlived_its_lease_is_not_kept(server: Server, app: str) -> None:
     """Not even if no write was told: so what a lost invalidation leaves is gone within the bound."""
     async with (
@@ -709,12 +734,9 @@ async def check_without_redis_the_source_answers(url: str, app: str, make: Make,
     source = Source(**{str(number): number for number in range(30)})
     source.turns = 10
     port = int(url.rpartition(":")[2].partition("/")[0])
-    async with (
-        proxy(port, book) as p,
-        cache(
-            p.url, app, make, timeout=0.3, back_off=30, max_loads=4, on_event=heard, socket_timeout=1
-        ) as cached,
-    ):
+    options: dict[str, Any] = {"timeout": 0.3, "back_off": 30, "max_loads": 4, "on_event": heard}
+    options["opening"] = {"max_connections": 40, "socket_timeout": 1}  # the textbook has no other time-out
+    async with proxy(port, book) as p, cache(p.url, app, make, **options) as cached:
         p.hole("down")
         began = time.monotonic()
         wanted = [str(number % 20) for number in range(40)]

@@ -11,7 +11,8 @@ Guaranteed, each by a test that rejects a naive variant:
 2. However many callers in however many processes miss one entry, one load runs while it takes less than
    `lease`; without Redis, one at a time in each process.
 3. A load that fails, hangs or is cancelled, or whose process is killed, holds nobody up longer than `lease`
-   and leaves nothing in the cache. A caller that is cancelled takes the load from nobody else.
+   and leaves nothing in the cache, also if the process was only paused and goes on an hour later. A caller
+   that is cancelled takes the load from nobody else.
 4. None is kept for `negative_ttl`, and is not the same as nothing being there; 0, "" and [] are values.
 5. Every key expires. A value lives for `ttl` times a random factor in [1 - jitter, 1 + jitter].
 6. Redis down or slow delays a load by one `timeout` at most, and not even that while it is left alone; an
@@ -25,9 +26,10 @@ Guaranteed, each by a test that rejects a naive variant:
    is written. Each caller gets a value of its own, equal to what later hits return.
 
 Not guaranteed. A writer that dies between the write and the invalidation leaves the old value until its
-`ttl` ends; so does a load that reads a replica which lags behind. A failover of Redis may bring an entry back
-that was deleted (replication is asynchronous), with the same bound. While Redis is cut off from a writer but
-not from a reader, that reader sees the old value, with the same bound.
+`ttl` ends; so does a load that reads a replica which lags behind. A failover of Redis (replication is
+asynchronous) or a restart from its disk may bring an entry back that was deleted, with the same bound. While
+Redis is cut off from a writer but not from a reader, that reader sees the old value, with the same bound. It
+goes by the clock of the Redis server, and by the policy, which is to be the same in all processes.
 
 Redis keys: `<app>:{cache_aside:<name>/<entity>}:value|generation|lock`; see
 `patterns.cache.cache_aside.store`.
