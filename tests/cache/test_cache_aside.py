@@ -804,15 +804,16 @@ async def test_a_cache_that_must_answer_takes_everything_down(
         await check_without_redis_the_source_answers(server.url, app, variant, None)
 
 
+NONSENSE = [b"", b"{", b"null", b"1 0 +\n{", b"1 0 +\n\xff", b"2 0 +\n1", b"1 x +\n1", b"1 0 ?\n1"]
+NONSENSE += [random.Random(seed).randbytes(3 * seed) for seed in range(1, 13)]
+
+
 async def check_unreadable_is_a_miss(url: str, app: str, make: Make, book: Ledger | None = None) -> None:
     """Twenty kinds of nonsense lie where the value should."""
     heard, source = Recorder(), Source(a=1)
-    rng = random.Random(6)
-    nonsense = [b"", b"{", b"null", b"1 0 +\n{", b"1 0 +\n\xff", b"2 0 +\n1", b"1 x +\n1", b"1 0 ?\n1"]
-    nonsense += [rng.randbytes(rng.randrange(1, 40)) for _ in range(12)]
     async with cache(url, app, make, on_event=heard) as cached, opened(url) as client:
         (key,) = cached._store.keys("a")[:1] if isinstance(cached, CacheAside) else [f"{cached.prefix}a"]
-        for number, garbage in enumerate(nonsense):
+        for number, garbage in enumerate(NONSENSE):
             await client.set(key, garbage)
             if book:
                 book.injected()
@@ -838,6 +839,13 @@ async def test_what_cannot_be_read_is_a_miss_and_goes(
     """No bytes in the cache make a read fail, and none of them stay there."""
     book = ledger()
     await check_unreadable_is_a_miss(url, app, CacheAside, book)
+    wrong = 0
+    async with cache(url, app, Textbook) as naive, opened(url) as client:
+        for garbage in NONSENSE:
+            await client.set(f"{naive.prefix}a", garbage)
+            wrong += await outcome_of(naive.get("a", Source(a=1).load, "a")) != 1
+    assert wrong
+    book.naive(f"get, load, set: {wrong} of {len(NONSENSE)} reads failed, or returned nonsense")
     book.held("it counts as a miss, is deleted, and the value is loaded")
 
 
@@ -1081,6 +1089,18 @@ async def test_a_lost_reply_leaves_the_cache_right(
                 if await cached.get(entity, source.load, entity) == "new":
                     book.effect(entity)
                 assert toxic.hits == 1
+    failed = 0
+    async with proxy(server.port) as p, cache(p.url, app, Textbook) as naive:
+        for number, command in enumerate([b"\r\nGET\r\n", b"\r\nSET\r\n", b"\r\nDEL\r\n"] * 4):
+            await naive.client.ping()
+            with p.lose_reply(command):
+                failed += (
+                    await outcome_of(naive.get(str(number), Source(**{str(number): 1}).load, str(number)))
+                    != 1
+                )
+                await naive.invalidate(str(number))
+    assert failed
+    book.naive(f"get, load, set: {failed} of 12 reads failed")
     book.held("transitions may be repeated or half known: the generation decides")
 
 
