@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from patterns.embedded import Cluster, Server
+    from tests.places import Place
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 60.0  # seconds for one asynchronous test; past it the test hangs
@@ -288,6 +289,14 @@ def cluster() -> Iterator[Cluster]:
     from patterns.embedded import Cluster  # noqa: PLC0415  a test without a server needs none
 
     yield from _started(lambda: Cluster(primaries=3, replicas=3))
+
+
+@pytest.fixture
+def place(kind: str, server: Server, app: str, request: pytest.FixtureRequest) -> Place:
+    """One server, or the cluster where the test's parameter `kind` says so, and a name of the test's own."""
+    from tests.places import Place  # noqa: PLC0415  a run without Redis needs none of it
+
+    return Place(kind, server, request.getfixturevalue("cluster") if kind == "cluster" else None, app)
 
 
 @pytest.fixture
