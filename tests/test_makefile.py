@@ -8,6 +8,7 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -329,6 +330,7 @@ def test_clean_covers_what_git_ignores() -> None:
 JUNIT = """\
 <testsuites><testsuite>
 <testcase file="tests/test_a.py" name="a"/>
+<testcase file=".venv/lib/hypothesis/stateful.py" name="a state machine"/>
 <testcase file="tests/cache/test_b.py" name="b"/>
 <testcase file="tests/test_a.py" name="c"><skipped message="no podman here">x</skipped></testcase>
 <testcase file="docs/cache/b.md" name="line:3"/>
@@ -348,7 +350,7 @@ def test_proof_ends_with_what_was_proved_and_what_was_not(tmp_path: Path) -> Non
     rows = [{"injected": 1000, "lost": 0}, {"injected": 50, "lost": 3}]
     (folder / "b.json").write_text(json.dumps({"rows": rows}))
     assert prove.Report(tmp_path).lines(61.4) == [
-        "Proved in 61 s: 2 tests, 2 examples, 1 notebook cells, 1,050 faults injected with 3 acknowledged "
+        "Proved in 61 s: 3 tests, 2 examples, 1 notebook cells, 1,050 faults injected with 3 acknowledged "
         "writes lost, 97.2 % of patterns/ covered, branches included.",
         "Not proved here: 1 skipped, because no podman here",
     ]
@@ -364,7 +366,32 @@ def test_whole_proof_makes_warnings_errors_and_holds_the_coverage(tmp_path: Path
     assert "--nbval " in whole
     assert "--cov-fail-under=95" in whole
     assert " -m not slow" not in whole
+    assert "--ignore" not in whole
+    assert all((ROOT / file).is_file() for file in prove.NOT_QUICK_FILES)
     assert "-m not slow and not fault and not browser and not containers" in quick
+
+
+def test_quick_run_leaves_out_what_wants_a_server(tmp_path: Path) -> None:
+    """A test that asks for a server, also through another fixture, is deselected and counted as such."""
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "@pytest.fixture\n"
+        "def server(): raise RuntimeError('started')\n"
+        "@pytest.fixture\n"
+        "def client(server): return server\n"
+        "def test_a(server): ...\n"
+        "def test_b(client): ...\n"
+        "def test_c(tmp_path): ...\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tools.prove", str(tmp_path)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "1 passed, 2 deselected" in done.stdout, done.stdout
 
 
 def test_proof_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,11 +21,22 @@ from xml.etree import ElementTree
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pytest
+
 __all__ = ["Report", "command", "main"]
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACES = ("tests", "docs", "README.md", "patterns", "notebooks")
 NOT_QUICK = "not slow and not fault and not browser and not containers"
+# What starts servers, or builds the site, is not quick however it is marked.
+SERVERS = {"server", "fresh_server", "cluster", "spawn"}
+NOT_QUICK_FILES = (
+    "tests/test_embedded.py",
+    "tests/test_faults_harness.py",
+    "tests/test_faults_known_bad.py",
+    "tests/test_site.py",
+    "tests/test_site_browser.py",
+)
 LEAST_COVERAGE = 95  # per cent of lines and branches of patterns/
 
 
@@ -74,12 +85,21 @@ def command(folder: Path, *, quick: bool) -> list[str]:
     arguments = ["-q", "-W", "error", "-n", str(min(cores, 4)), "--dist", "loadfile"]
     arguments += [f"--junitxml={folder / 'junit.xml'}", "-o", "junit_family=xunit1"]
     if quick:
-        arguments += ["-m", NOT_QUICK]
+        arguments += ["-m", NOT_QUICK, "-p", "tools.prove"]
+        arguments += [f"--ignore={file}" for file in NOT_QUICK_FILES]
         places = [place for place in places if place != "notebooks"]
     else:
         arguments += ["--nbval", "--cov=patterns", "--cov-branch", f"--cov-fail-under={LEAST_COVERAGE}"]
         arguments += ["--cov-report=term", f"--cov-report=json:{folder / 'coverage.json'}"]
     return [sys.executable, "-m", "pytest", *arguments, *places]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, in a quick run (which loads this module as a plug-in), every test that wants a server."""
+    with_server = [item for item in items if SERVERS & set(getattr(item, "fixturenames", ()))]
+    if with_server:
+        config.hook.pytest_deselected(items=with_server)
+        items[:] = [item for item in items if item not in with_server]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -105,9 +125,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _kind(file: str) -> str:
-    if file.startswith("tests/"):
-        return "tests"
-    return "notebook cells" if file.endswith(".ipynb") else "examples"
+    if file.endswith(".ipynb"):
+        return "notebook cells"
+    return "examples" if file == "README.md" or file.startswith(("docs/", "patterns/")) else "tests"
 
 
 if __name__ == "__main__":
