@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
+from asyncio import constants
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from tests.places import Place
 
 ROOT = Path(__file__).resolve().parent.parent
+# A loop in debug mode notes where each handle was made: one line of it, not ten, halves the time.
+constants.DEBUG_STACK_DEPTH = 1
 LONGEST = 60.0  # seconds for one asynchronous test; past it the test hangs
 
 # One seed a run, the same each time unless FAULT_SEED says otherwise; `random` draws one, for a nightly run.

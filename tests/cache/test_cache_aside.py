@@ -71,12 +71,6 @@ def url(request: pytest.FixtureRequest) -> str:
     return str(running.url)
 
 
-@pytest.fixture(autouse=True)
-def short_origins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop in debug mode notes where each handle was made: one line of it, not ten, halves the time."""
-    monkeypatch.setattr("asyncio.constants.DEBUG_STACK_DEPTH", 1)
-
-
 def policy(**changes: Any) -> Policy:
     """Return a policy whose time-outs a busy machine does not reach."""
     defaults: dict[str, Any] = {"ttl": 60, "negative_ttl": 10, "max_loads": 200, "lease": 10, "timeout": 5}
