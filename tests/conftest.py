@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 # A loop in debug mode notes where each handle was made: one line of it, not ten, halves the time.
-constants.DEBUG_STACK_DEPTH = 1
+vars(constants)["DEBUG_STACK_DEPTH"] = 1
 LONGEST = 60.0  # seconds for one asynchronous test; past it the test hangs
 
 # One seed a run, the same each time unless FAULT_SEED says otherwise; `random` draws one, for a nightly run.
