@@ -36,12 +36,7 @@ LOCAL_BASE = "localhost/python-base:bookworm"  # Debian's Python; where there is
 def lay_out(folder: Path) -> None:
     """Make `folder` the context of the Containerfile."""
     hidden = shutil.ignore_patterns("__pycache__", "*.pyc")
-    (folder / "patterns").mkdir()
-    for path in (ROOT / "patterns").glob("*.py"):
-        shutil.copy(path, folder / "patterns")
-    (folder / "patterns" / "container").mkdir()
-    shutil.copy(HERE.parent / "__init__.py", folder / "patterns" / "container")
-    shutil.copytree(HERE, folder / "patterns" / "container" / "sidecar", ignore=hidden)
+    shutil.copytree(ROOT / "patterns", folder / "patterns", ignore=hidden)
     shutil.copytree(_wheels(), folder / "wheels")
 
 
