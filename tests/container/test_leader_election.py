@@ -475,6 +475,23 @@ async def test_the_token_is_the_first_above_stored_and_floor(floor: int, token: 
 
 
 @pytest.mark.invariant(3)
+async def test_a_floor_above_which_the_store_cannot_count_is_refused(server: Server, app: str) -> None:
+    """Lua counts in doubles: rather than lead with a used token, `run` raises, and leaves no lease."""
+
+    async def seen() -> int:
+        return 2**53
+
+    async with opened(server.url) as client:
+        lease = RedisLease("report", client, app=app)
+        with pytest.raises(ValueError, match="floor must be <= 4503599627370496, got 9007199254740992"):
+            await Candidate("a", lease, LONG, floor=seen).run(at_once)
+        assert not await client.exists(lease_key(app))
+        assert await lease.acquire("a", 1000, 2**52) == Granted(2**52 + 1)
+        await lease.release("a")
+        assert await lease.acquire("b", 1000, 0) == Granted(2**52 + 2)
+
+
+@pytest.mark.invariant(3)
 def test_a_refused_or_broken_transaction_leaves_nothing(tmp_path: Path) -> None:
     """What was written before an exception is rolled back, and the next transaction begins afresh."""
     with a_database(tmp_path / "a.db") as database:
@@ -964,6 +981,21 @@ async def test_set_nx_locks_out_its_own_holder(variant: Make, store: Make, compl
         await check_a_lost_reply_blocks_nobody(variant, store)
 
 
+@pytest.mark.invariant(7)
+async def test_a_lease_that_is_old_when_it_is_recognised_is_renewed_at_once() -> None:
+    """Replies are lost for longer than renew_deadline less a retry period: the term goes on all the same."""
+    for seed in range(5):
+        clock, heard = ManualClock(), Recorder()
+        store = MemoryLease(clock)
+        store.lose_replies = 4
+        rng = random.Random(seed)
+        async with running(Candidate("a", store, SLOW, clock=clock, rng=rng, on_event=heard)):
+            await clock.advance(SLOW.renew_deadline)
+            assert len(heard.of(StartedLeading)) == 1
+            await clock.advance(5 * SLOW.retry_period)
+            assert not heard.of(StoppedLeading), "it was recognised, and given up without a try to renew it"
+
+
 # 8: load
 
 
@@ -1195,6 +1227,7 @@ def test_errors_cross_processes(error: Exception) -> None:
         ({"retry_period": 0.001}, "retry_period must be >= 0.002 seconds, got 0.001"),
         ({"retry_period": -1}, "retry_period must be a finite number >= 0, got -1"),
         ({"lease_duration": math.inf}, "lease_duration must be a finite number"),
+        ({"lease_duration": 1e16}, r"lease_duration must be <= 1e\+09 seconds, got 1e\+16"),
         ({"renew_deadline": math.nan}, "renew_deadline must be a finite number"),
         ({"lease_duration": "15"}, "lease_duration must be a finite number"),
         ({"lease_duration": True}, "lease_duration must be a finite number"),
@@ -1222,7 +1255,7 @@ async def test_a_bad_lease_names_field_value_and_bound(bad: dict[str, Any], serv
 
 
 async def test_wait_replicas_counts_only_what_replicas_have(app: str) -> None:
-    """With its replica it is granted and renewed; when the replica is gone, neither, and it is given back."""
+    """With its replica it is granted and renewed; without, neither, also not at a try after a lost reply."""
     with Server() as primary, Server(replica_of=primary) as replica:
         async with opened(primary.url) as client:
             lease = RedisLease("report", client, app=app, wait_replicas=1, wait_seconds=0.1)
@@ -1230,6 +1263,13 @@ async def test_wait_replicas_counts_only_what_replicas_have(app: str) -> None:
             assert replica.command("HGET", lease_key(app), "holder") == "a"
             assert await lease.renew("a", 10_000)
             assert isinstance(await lease.acquire("b", 10_000, 0), Refused)
+            replica.stop()  # it hears nothing, and is counted as connected
+            async with opened(primary.url) as lost:
+                await RedisLease("again", lost, app=app).acquire("a", 10_000, 0)
+            async with opened(primary.url) as other:
+                again = RedisLease("again", other, app=app, wait_replicas=1, wait_seconds=0.1)
+                with pytest.raises(NotReplicated):
+                    await again.acquire("a", 10_000, 0)  # WAIT counts writes of its own connection only
             replica.kill()
             await eventually(lambda: "connected_slaves:0" in primary.command("INFO", "replication"), within=5)
             with pytest.raises(NotReplicated, match="0 replicas have the lease, 1 were asked for"):
@@ -1345,10 +1385,12 @@ async def test_a_paused_leader_writes_nothing_stale(
 ) -> None:
     """Ten pauses: with the fence each late write is refused, without it each overwrites the successor's."""
     book = ledger(bound="every stale write refused")
-    await paused_between_look_and_write("fenced", book, 10, server.url, app, tmp_path / "a.db", spawn)
     naive = book.without("no fence, the successor's write is overwritten")
-    await paused_between_look_and_write(
-        "unfenced", naive, 10, server.url, f"{app}-n", tmp_path / "b.db", spawn
+    await asyncio.gather(
+        paused_between_look_and_write("fenced", book, 10, server.url, app, tmp_path / "a.db", spawn),
+        paused_between_look_and_write(
+            "unfenced", naive, 10, server.url, f"{app}-n", tmp_path / "b.db", spawn
+        ),
     )
     assert naive.lost == 10
     book.held("the resource refused the late write each time")
@@ -1473,9 +1515,10 @@ async def test_the_work_ends_before_a_silent_redis_forgets_the_lease(
 ) -> None:
     """Three times: the work has ended while the store still keeps the lease."""
     book = ledger(bound="work ended with the lease still held")
-    await silence(Candidate, book, server, app)
     naive = book.without("a socket time-out of 5 s only, at work when the lease is gone")
-    await silence(WaitsForSocketTimeout, naive, server, f"{app}-n")
+    await asyncio.gather(
+        silence(Candidate, book, server, app), silence(WaitsForSocketTimeout, naive, server, f"{app}-n")
+    )
     book.held("the work was cancelled at the renew deadline, in time")
 
 
@@ -1594,40 +1637,50 @@ async def test_a_failover_repeats_a_token_and_the_floor_stops_it(
     """Two valid terms with one token, three times over; with the floor the second has a higher one."""
     book = ledger(bound="every stale write refused")
     naive = book.without("no floor and equal tokens let in, the successor's write is overwritten")
-    repeated = 0
-    for books, make, name in ((book, FencedDatabase, "a.db"), (naive, OnlyLowerTokens, "b.db")):
-        path = tmp_path / name
-        with a_database(path):
-            database = make(path)
-            known = database if books is book else None
-            for turn in range(3):
-                async with a_cut_off_replica() as (primary, replica), opened(primary.url) as client:
-                    strict = RedisLease("report", client, app=f"{app}-w", wait_replicas=1, wait_seconds=0.05)
-                    with pytest.raises(NotReplicated):
-                        await strict.acquire("a", 500, 0)
-                    old = await a_term(client, app, "old", known)
-                    primary.kill()
-                    replica.command("REPLICAOF", "NO", "ONE")
-                    books.injected()
-                    async with opened(replica.url) as promoted:
-                        same = await a_term(promoted, app, "same", None)
-                        assert old.valid
-                        assert same.valid
-                        repeated += same.token == old.token
-                        await RedisLease("report", promoted, app=app).release(same.holder)
-                        await promoted.delete(*RedisLease("report", promoted, app=app)._keys)
-                        lease = RedisLease("report", promoted, app=app)
-                        new = Candidate("new", lease, FAST, floor=known.floor if known else None)
-                        await superseded(books, turn, old, new, database, path)
-            database.close()
+    repeated = sum(
+        await asyncio.gather(
+            fail_over_three_times(book, FencedDatabase, tmp_path / "a.db", app),
+            fail_over_three_times(naive, OnlyLowerTokens, tmp_path / "b.db", app),
+        )
+    )
     assert repeated >= 4, "the failover was to repeat a token"
     book.held(f"the floor; after each of 6 failovers two terms were valid, in {repeated} with one token")
+
+
+async def fail_over_three_times(books: Ledger, make: Make, path: Path, app: str) -> int:
+    """Promote a replica that has not heard of the lease; return how often a token came again."""
+    repeated = 0
+    with a_database(path):
+        database = make(path)
+        known = database if make is FencedDatabase else None
+        for turn in range(3):
+            async with a_cut_off_replica() as (primary, replica), opened(primary.url) as client:
+                strict = RedisLease("report", client, app=f"{app}-w", wait_replicas=1, wait_seconds=0.05)
+                with pytest.raises(NotReplicated):
+                    await strict.acquire("a", 500, 0)
+                old = await a_term(client, app, "old", known)
+                primary.kill()
+                replica.command("REPLICAOF", "NO", "ONE")
+                books.injected()
+                async with opened(replica.url) as promoted:
+                    same = await a_term(promoted, app, "same", None)
+                    assert old.valid
+                    assert same.valid
+                    repeated += same.token == old.token
+                    lease = RedisLease("report", promoted, app=app)
+                    await promoted.delete(*lease._keys)
+                    new = Candidate("new", lease, FAST, floor=known.floor if known else None)
+                    await superseded(books, turn, old, new, database, path)
+        database.close()
+    return repeated
 
 
 @asynccontextmanager
 async def a_cut_off_replica() -> AsyncIterator[tuple[Server, Server]]:
     """A primary, and a replica that was in sync and has heard nothing since."""
-    with Server() as primary:
+    primary = Server()
+    await asyncio.to_thread(primary.__enter__)
+    try:
         async with proxy(primary.port) as way:
             replica = Server(replica_of=("127.0.0.1", way.port))
             await asyncio.to_thread(replica.__enter__)
@@ -1637,6 +1690,8 @@ async def a_cut_off_replica() -> AsyncIterator[tuple[Server, Server]]:
                     yield primary, replica
             finally:
                 await asyncio.to_thread(replica.close)
+    finally:
+        await asyncio.to_thread(primary.close)
 
 
 async def superseded(

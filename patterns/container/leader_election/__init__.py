@@ -287,7 +287,7 @@ class Candidate:
     async def _renew_until_lost(self, term: Term) -> None:
         """Renew once per retry period; return when the lease is another's, or patience has run out."""
         period = self.policy.retry_period
-        due = self._now() + period
+        due = self._now() + term.patience - self.policy.renew_deadline + period  # a period after it was sent
         while True:
             await self._clock.sleep(min(due - self._now(), term.patience))
             if term.patience <= 0:

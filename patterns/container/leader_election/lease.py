@@ -111,7 +111,10 @@ class RedisLease:
 
         Raises:
             NotReplicated: too few replicas have it; it has been given back.
+            ValueError: a floor so high that the script could not count on from it.
         """
+        if not floor <= _HIGHEST_FLOOR:
+            raise ValueError(f"floor must be <= {_HIGHEST_FLOOR}, got {floor!r}")
         try:
             reply = await self._run(_ACQUIRE, self._keys, holder, milliseconds, floor)
         except NotReplicated:
@@ -158,6 +161,8 @@ class RedisLease:
         return replies
 
 
+_HIGHEST_FLOOR = 2**52  # Lua counts in doubles, exact up to 2**53
+
 # --8<-- [start:scripts]
 _ACQUIRE = Script(
     "leader_election.acquire",
@@ -171,8 +176,9 @@ local token, floor = tonumber(lease[2] or 0), tonumber(ARGV[3])
 if not lease[1] or token <= floor then
   token = math.max(tonumber(redis.call('GET', KEYS[2]) or 0), floor) + 1
   redis.call('SET', KEYS[2], string.format('%.0f', token))
-  redis.call('HSET', KEYS[1], 'holder', ARGV[1], 'token', string.format('%.0f', token))
 end
+-- Written again also where it is the same: WAIT counts who has the writes of its own connection.
+redis.call('HSET', KEYS[1], 'holder', ARGV[1], 'token', string.format('%.0f', token))
 -- Asked again, it is held no longer: who hears no reply must not keep it for ever.
 if not lease[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return {1, token}

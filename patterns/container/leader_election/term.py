@@ -22,6 +22,7 @@ __all__ = ["JITTER_FACTOR", "LeadershipLost", "Policy", "Term"]
 JITTER_FACTOR = 1.2
 """A try comes after one to this many retry periods."""
 
+_LONGEST = 1e9  # seconds: for an expiry that Redis cannot count, the lease would have none
 _ROUNDING = 0.002  # seconds: the store keeps whole milliseconds, and so may the holder's clock
 
 
@@ -52,6 +53,8 @@ class Policy:
                 raise ValueError(f"{field.name} must be a finite number >= 0, got {value!r}")
         if not self.retry_period >= _ROUNDING:
             raise ValueError(f"retry_period must be >= {_ROUNDING} seconds, got {self.retry_period!r}")
+        if not self.lease_duration <= _LONGEST:
+            raise ValueError(f"lease_duration must be <= {_LONGEST:g} seconds, got {self.lease_duration!r}")
         if not self.clock_drift < 1:
             raise ValueError(f"clock_drift must be in [0, 1), got {self.clock_drift!r}")
         if not self.renew_deadline > self.retry_period * JITTER_FACTOR:
