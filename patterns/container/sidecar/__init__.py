@@ -13,9 +13,9 @@ Guaranteed, each by a test that rejects a naive variant:
 3. Stop: told to end, the sidecar outlives the application, ships its last line and ends within `grace`; a
    second SIGTERM changes nothing.
 4. End: when the application ends by itself, however it ends, the sidecar of a job ends too.
-5. Bound: at most `buffer_lines` lines wait in memory and the application never waits. The log's files are
-   the rest of the buffer; a line is dropped only when the rotation is about to overtake the sidecar, is
-   counted, and shows as a gap in `seq`.
+5. Bound: at most `buffer_lines` lines, and 64 KiB read ahead, are in memory, and the application never
+   waits. The log's files are the rest of the buffer; a line is dropped only when the rotation is about to
+   overtake the sidecar, is counted, and shows as a gap in `seq`.
 6. Apart: the sidecar opens the log for reading only, and changes nothing of it.
 7. Health is served on the loopback address only.
 

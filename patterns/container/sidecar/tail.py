@@ -165,9 +165,13 @@ class Tail:
         inodes = [found.inode for found in files]
         if _inode(mine) in inodes:
             self._next = self._open(files, inodes.index(_inode(mine)) + 1)
-        else:  # deleted or moved away: take the oldest that was written after it, or else the newest
-            newer = (number for number, found in enumerate(files) if found.written >= mine.st_mtime_ns)
-            self._next = self._open(files, next(newer, len(files) - 1))
+        else:  # deleted or moved away: take the oldest that was written after it
+            later = (
+                number
+                for number, found in enumerate(files)
+                if found.path == self._path or found.written >= mine.st_mtime_ns
+            )
+            self._next = self._open(files, next(later, len(files)))
             self.gaps += self._next is not None
 
     # --8<-- [end:go_on]
@@ -199,7 +203,7 @@ class Tail:
 
     def _open(self, files: list[_Found], number: int) -> BinaryIO | None:
         """Open one of `files`; None if there is none, or names changed meanwhile and `files` is not true."""
-        if not 0 <= number < len(files):
+        if number >= len(files):
             return None
         try:
             file = files[number].path.open("rb", buffering=0)
