@@ -111,8 +111,10 @@ async def operations(server: Server) -> list[Row]:
         [
             Case("acquire and release: SET NX and a script, by hand", pair_by_hand, baseline=True),
             Case("acquire and release: this module", pair, ours=True, note="with a fencing token"),
-            Case("acquire and release: redis-py Lock, asyncio", pair_by_lock, note="no token"),
-            Case("acquire and release: redis-py Lock, sync", pair_by_sync_lock, note="no token; blocks"),
+            Case("acquire and release: redis-py Lock, asyncio", pair_by_lock, note="no fencing token"),
+            Case(
+                "acquire and release: redis-py Lock, sync", pair_by_sync_lock, note="no fencing token; blocks"
+            ),
         ],
         [
             Case(

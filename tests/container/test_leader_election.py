@@ -738,11 +738,11 @@ class GivesUpFirst(Candidate):
 class ExpectsNoErrors(Candidate):
     """An error of the work ends the process's interest, and not the term."""
 
-    async def _lead(self, term: Term, working: Any, on_stopped: Any) -> Reason:
+    async def _lead(self, term: Term, working: Any) -> Reason:
         await asyncio.sleep(0)
         if working.done() and working.exception() is not None:
             return Reason.FAILED
-        return await super()._lead(term, working, on_stopped)
+        return await super()._lead(term, working)
 
 
 @pytest.mark.invariant(6)
@@ -830,6 +830,25 @@ async def test_work_that_finds_its_term_over_makes_the_candidate_campaign_again(
     await clock.advance(SLOW.retry_period * 1.2)
     assert await task is True
     assert [event.reason for event in heard.of(StoppedLeading)] == [Reason.LOST, Reason.ENDED]
+
+
+@pytest.mark.invariant(6)
+async def test_an_error_of_on_stopped_does_not_hide_that_of_the_work() -> None:
+    """It ends the run, raised in the context of what the work raised; the lease is given back."""
+    store = MemoryLease(ManualClock())
+
+    async def fail(term: Term) -> None:
+        raise KeyError("the work")
+
+    def fail_too(term: Term) -> None:
+        raise ZeroDivisionError
+
+    candidate = Candidate("a", store, SLOW, clock=store.clock)
+    with pytest.raises(ZeroDivisionError) as caught:
+        await candidate.run(fail, on_stopped=fail_too)
+    assert isinstance(caught.value.__context__, KeyError)
+    assert store._current() == ""
+    assert await candidate.run(at_once) == 2
 
 
 @pytest.mark.invariant(6)

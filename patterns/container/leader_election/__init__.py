@@ -165,6 +165,7 @@ class Candidate:
         lease: where the election keeps its lease.
         policy: the same in every candidate.
         floor: asks the protected resource for the highest token it has seen; see `FencedDatabase.floor`.
+            What it raises ends the run; TimeoutError, OSError and RedisError count as no answer.
         clock: where durations are read.
         rng: where jitter comes from.
         on_event: hears LeaderObserved, StartedLeading, LeaseRenewed, RequestFailed and StoppedLeading.
@@ -225,7 +226,8 @@ class Candidate:
         Args:
             work: started once per term, in a task of its own. After a loss it is cancelled, and what it then
                 returns is dropped.
-            on_stopped: called once at the end of each term, when nothing of the work runs any more.
+            on_stopped: called once at the end of each term, when nothing of the work runs any more; what it
+                raises ends the run.
 
         Raises:
             RuntimeError: this candidate is running already.
@@ -237,21 +239,23 @@ class Candidate:
             while True:
                 term = await self._campaign()
                 working = asyncio.create_task(_started(work, term))
-                reason = await self._lead(term, working, on_stopped)
-                error = None if working.cancelled() else working.exception()
-                if error is not None and not isinstance(error, _TERM_OVER):
-                    raise error
-                if reason is Reason.CANCELLED:
-                    raise asyncio.CancelledError
-                if reason is not Reason.LOST:
-                    return working.result()
+                try:
+                    reason = await self._lead(term, working)
+                    error = None if working.cancelled() else working.exception()
+                    if error is not None and not isinstance(error, _TERM_OVER):
+                        raise error
+                    if reason is Reason.CANCELLED:
+                        raise asyncio.CancelledError
+                    if reason is not Reason.LOST:
+                        return working.result()
+                finally:
+                    if on_stopped is not None:
+                        on_stopped(term)
                 await self._clock.sleep(self._pause())
         finally:
             self._running = False
 
-    async def _lead(
-        self, term: Term, working: asyncio.Task[T], on_stopped: Callable[[Term], None] | None
-    ) -> Reason:
+    async def _lead(self, term: Term, working: asyncio.Task[T]) -> Reason:
         """Renew beside the work until either is over; then end the work, and only then give the lease up."""
         began = self._now()
         renewing = asyncio.create_task(self._renew_until_lost(term))
@@ -275,8 +279,6 @@ class Candidate:
             reason = Reason.CANCELLED if cancelled else reason
             led = self._now() - began
             emit(self._on_event, StoppedLeading(self.label, term.token, reason, led, overran))
-            if on_stopped is not None:
-                on_stopped(term)
         if not renewing.cancelled():
             renewing.result()
         return reason

@@ -57,7 +57,8 @@ class StaleToken(Exception):
 class FencedDatabase:
     """A SQLite database whose transactions need a fencing token.
 
-    Its methods block for as long as the disk does, and a transaction until the one before it has ended.
+    Its methods block for as long as the disk does, and a transaction until another connection's has ended.
+    One object is for one thread, as a connection of sqlite3 is, and for one transaction at a time.
 
     Args:
         path: of the file.
