@@ -475,6 +475,21 @@ async def test_the_token_is_the_first_above_stored_and_floor(floor: int, token: 
 
 
 @pytest.mark.invariant(3)
+def test_an_old_leader_is_let_in_until_the_new_one_has_begun_a_transaction(tmp_path: Path) -> None:
+    """To be elected shuts nobody out; an empty transaction does, and what is read in it stays true."""
+    with a_database(tmp_path / "a.db") as database:
+        old, new = (
+            Term("report", holder, token, policy=SLOW, clock=ManualClock(), sent=0.0)
+            for holder, token in (("old", 33), ("new", 34))
+        )
+        write(database, old, "old leader, after the new one was elected")
+        with database.transaction(new.token, new.holder):
+            pass
+        with pytest.raises(StaleToken):
+            write(database, old, "old leader, after the new one began")
+
+
+@pytest.mark.invariant(3)
 async def test_a_floor_above_which_the_store_cannot_count_is_refused(server: Server, app: str) -> None:
     """Lua counts in doubles: rather than lead with a used token, `run` raises, and leaves no lease."""
 
