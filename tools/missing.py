@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tools import catalogue, results
-from tools.fences import parse
+from tools.fences import count_blocks, parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -274,9 +274,7 @@ def figures(key: str, text: str, root: Path) -> Iterator[str]:
                 named = ", ".join(map(repr, sorted(differ)))
                 yield f"results/faults/{key}.json and the tests differ in {named}: make faults PATTERN={key}"
         elif kind == "examples":
-            forms = [block.form for block in parse(text, root)]
-            included = forms.count("include")
-            executed = forms.count("python") + forms.count("pycon")
+            executed, included = count_blocks(text, root)
             counted = (document["executed"], document["included"])
             if counted != (executed, included):
                 yield (
