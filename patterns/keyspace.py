@@ -39,6 +39,7 @@ block, or None.
 
 >>> Keyspace("shop", "cache_aside").key("user:42", "value")
 'shop:{cache_aside:user%3A42}:value'
+>>> import asyncio
 >>> async def main() -> None:
 ...     async with opened() as client:
 ...         await client.set("greeting", b"hello")

@@ -170,6 +170,8 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
     _expect(items)
 
 
+# First: xdist reports the collection, and hands out tests, from a hook of the same name.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
     _expect(session.items)
 

@@ -59,10 +59,11 @@ def project(tmp_path: Path) -> Path:
 
 
 def python(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "RESULTS_DIR"}
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=project,
-        env={**os.environ, "PYTHONPATH": str(project)},
+        env={**inherited, "PYTHONPATH": str(project)},
         capture_output=True,
         text=True,
         timeout=60,
