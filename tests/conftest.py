@@ -243,8 +243,19 @@ def needs() -> Callable[[str], str]:
 
 
 def _podman_works(path: str) -> bool:
+    """Whether podman answers and, where a base image is at hand, can run it: some sandboxes forbid that."""
+
+    def succeeds(*arguments: str) -> bool:
+        run = subprocess.run([path, *arguments], capture_output=True, timeout=60, check=False)
+        return run.returncode == 0
+
+    base = os.environ.get("BASE_IMAGE", "localhost/python-base:bookworm")
     try:
-        return subprocess.run([path, "info"], capture_output=True, timeout=60, check=False).returncode == 0
+        if not succeeds("info"):
+            return False
+        return not succeeds("image", "exists", base) or succeeds(
+            "run", "--rm", "--network=none", base, "true"
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
 
