@@ -1,0 +1,188 @@
+"""A service with a limited number of workers, and the users who call it.
+
+`Scripted` answers as it is told; a `Service` answers as its load allows. It has workers, each request
+takes one of them for a time, and the others wait in line. Like a real one it does not see that a caller has
+hung up: it works through requests that nobody waits for any more. That is what makes retry storms, and what
+lets them outlive their cause.
+`users` sends it calls as strangers do, who do not wait for each other.
+
+>>> from patterns.clock import ManualClock
+>>> clock = ManualClock()
+>>> shop = Service(workers=1, seconds=0.25, clock=clock)
+>>> async def main() -> list[Visit]:
+...     return await users(shop, per_second=2, seconds=2, clock=clock)
+>>> [visit.seconds for visit in asyncio.run(main())]
+[0.25, 0.25, 0.25, 0.25]
+
+Sources: M. Brooker, "What is backoff for?" (an open loop of callers, a server with a queue); Bronson et al.,
+"Metastable failures in distributed systems", HotOS 2021.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from patterns.bounds import number, whole
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Awaitable, Callable
+
+    from patterns.clock import ManualClock
+
+__all__ = ["Service", "Trouble", "Visit", "recovery", "users"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """A time in which a service does badly; requests that start in it are hit.
+
+    Attributes:
+        begin: seconds on the service's clock.
+        end: when it is over, in the same seconds.
+        seconds: how long a request then takes; None for as long as ever.
+        error: what a request then ends with, None for an answer.
+    """
+
+    begin: float
+    end: float
+    seconds: float | None = None
+    error: Exception | None = None
+
+    def __post_init__(self) -> None:
+        number("end", self.end, above=number("begin", self.begin), finite=False)
+        if self.seconds is not None:
+            number("seconds", self.seconds, above=0)
+
+
+class Service:
+    """An async callable with `workers` workers and one line in front of them, first come first served.
+
+    Args:
+        workers: requests it can work on at once.
+        seconds: what one request takes a worker.
+        clock: where time comes from.
+        troubles: when it does badly.
+
+    Attributes:
+        arrivals: when each request came, in seconds on the clock.
+    """
+
+    def __init__(
+        self, *, workers: int, seconds: float, clock: ManualClock, troubles: tuple[Trouble, ...] = ()
+    ):
+        whole("workers", workers, at_least=1)
+        self.arrivals: list[float] = []
+        self._seconds = number("seconds", seconds, above=0)
+        self._clock = clock
+        self._troubles = troubles
+        self._free_at = [-math.inf] * workers  # a heap
+
+    # --8<-- [start:service]
+    async def __call__(self, *_: object, **__: object) -> str:
+        """Wait in line, be served, and return "fresh"; the arguments are ignored."""
+        now = self._clock.monotonic()
+        self.arrivals.append(now)
+        begin = max(now, heapq.heappop(self._free_at))
+        trouble = next((each for each in self._troubles if each.begin <= begin < each.end), None)
+        slow = trouble and trouble.seconds
+        end = begin + (slow or self._seconds)
+        heapq.heappush(self._free_at, end)  # the worker is taken, whether or not the caller stays
+        await self._clock.sleep(end - now)
+        if trouble and trouble.error:
+            raise trouble.error.with_traceback(None)
+        return "fresh"
+
+    # --8<-- [end:service]
+
+    @property
+    def backlog(self) -> float:
+        """Seconds until a request that came now would be started."""
+        return max(0.0, self._free_at[0] - self._clock.monotonic())
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """What became of one user's call.
+
+    Attributes:
+        began: when it began, in seconds on the clock.
+        seconds: how long the user waited.
+        result: what the call returned, None if it raised.
+        error: what it raised.
+    """
+
+    began: float
+    seconds: float
+    result: Any = None
+    error: Exception | None = None
+
+
+async def users(
+    call: Callable[[], Awaitable[Any]],
+    *,
+    per_second: float,
+    seconds: float,
+    clock: ManualClock,
+    rng: random.Random | None = None,
+    patience: float = 600.0,
+) -> list[Visit]:
+    """Let users come for `seconds`, moving the clock; return what each got, in the order they came.
+
+    Args:
+        call: what each of them does.
+        per_second: how many come, on average.
+        seconds: how long they come for.
+        clock: moved by this function alone, until the last of them has left.
+        rng: draws the time between two of them (exponential); None: all the same.
+        patience: seconds after the last has come; who then still waits leaves, with a TimeoutError.
+    """
+    number("per_second", per_second, above=0)
+    number("seconds", seconds, above=0)
+
+    async def visit(began: float) -> Visit:
+        result: Any = None
+        error: Exception | None = None
+        try:
+            result = await call()
+        except asyncio.CancelledError:
+            error = TimeoutError(f"the user left after {clock.monotonic() - began:.1f} s")
+        except Exception as raised:  # whatever it is, it is the finding
+            error = raised
+        return Visit(began, clock.monotonic() - began, result, error)
+
+    visits = []
+    end = clock.monotonic() + seconds
+    while (now := clock.monotonic()) < end:
+        visits.append(asyncio.ensure_future(visit(now)))
+        await clock.advance(rng.expovariate(per_second) if rng else 1 / per_second)
+    for _ in range(math.ceil(patience)):
+        if all(each.done() for each in visits):
+            break
+        await clock.advance(1.0)
+    for each in visits:
+        each.cancel()
+    return list(await asyncio.gather(*visits))
+
+
+def recovery(
+    visits: list[Visit], since: float, *, good: Callable[[Visit], bool], share: float = 0.95
+) -> float:
+    """Return how many seconds after `since` all was well again and stayed so; infinite if never.
+
+    Args:
+        visits: all of them.
+        since: when the cause was gone, in seconds on the clock.
+        good: says of a visit whether its user was served.
+        share: all is well in a second in which this share of those who came were served.
+    """
+    seconds: dict[int, list[bool]] = {}
+    for visit in visits:
+        if visit.began >= since:
+            seconds.setdefault(int(visit.began - since), []).append(good(visit))
+    last_bad = max((at for at, served in seconds.items() if sum(served) < share * len(served)), default=-1)
+    return last_bad + 1.0 if last_bad < max(seconds, default=-1) else math.inf
