@@ -28,6 +28,7 @@ def number(
     above: float | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
+    below: float | None = None,
     finite: bool = True,
 ) -> float:
     """Return `value` if it is an int or a float within the bounds that are given.
@@ -38,6 +39,7 @@ def number(
         above: it must be greater.
         at_least: it must not be less.
         at_most: it must not be greater.
+        below: it must be less.
         finite: it must not be infinite; NaN never passes.
 
     Raises:
@@ -51,9 +53,10 @@ def number(
         and (above is None or value > above)
         and (at_least is None or value >= at_least)
         and (at_most is None or value <= at_most)
+        and (below is None or value < below)
     ):
         return value
-    bounds = ((">", above), (">=", at_least), ("<=", at_most))
+    bounds = ((">", above), (">=", at_least), ("<=", at_most), ("<", below))
     wanted = " and ".join(f"{sign} {bound}" for sign, bound in bounds if bound is not None)
     kind = "finite number" if finite else "number"
     raise ValueError(f"{field} must be a {kind} {wanted}".rstrip() + f", got {value!r}")

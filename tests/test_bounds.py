@@ -31,7 +31,7 @@ def test_what_is_not_whole_is_refused(bad: Any) -> None:
 
 
 def test_bounds_are_as_they_say() -> None:
-    """`above` excludes its bound, `at_least` and `at_most` include theirs, and the message names all."""
+    """`above` and `below` exclude their bounds, the others include theirs, and the message names all."""
     assert number("x", 0.1, above=0) == 0.1
     assert [number("x", value, at_least=0, at_most=1) for value in (0, 1)] == [0, 1]
     with pytest.raises(ValueError, match=r"^x must be a finite number > 0, got 0$"):
@@ -39,6 +39,9 @@ def test_bounds_are_as_they_say() -> None:
     for bad in (-0.1, 1.1):
         with pytest.raises(ValueError, match=rf"^x must be a finite number >= 0 and <= 1, got {bad}$"):
             number("x", bad, at_least=0, at_most=1)
+    assert number("x", 0.9, below=1) == 0.9
+    with pytest.raises(ValueError, match=r"^x must be a finite number >= 0 and < 1, got 1$"):
+        number("x", 1, at_least=0, below=1)
     assert [whole("n", value, at_least=1, at_most=2) for value in (1, 2)] == [1, 2]
     for bad in (0, 3):
         with pytest.raises(ValueError, match=rf"^n must be a whole number >= 1 and <= 2, got {bad}$"):

@@ -44,10 +44,10 @@ from patterns.cache.cache_aside import (
     Policy,
     StaleServed,
 )
-from patterns.cache.cache_aside.entry import Json
-from patterns.cache.cache_aside.flight import Flights
 from patterns.clock import ManualClock
+from patterns.entry import Json
 from patterns.events import Recorder, emit
+from patterns.flight import Flights
 from patterns.keyspace import connect, opened
 from tests.cache.cache_aside_readers import CALLERS, Textbook
 from tests.eventually import eventually
@@ -576,22 +576,6 @@ async def test_cancellation_at_every_step_leaks_nothing(
     book.held("the lease is given back, also where its reply was not awaited")
 
 
-async def test_a_flight_that_was_cancelled_before_it_began_is_over() -> None:
-    """As at the end of a loop, which cancels every task: nothing is left that others would join."""
-    flights: Flights[int] = Flights()
-
-    async def work() -> int:
-        return 1
-
-    before = asyncio.all_tasks()
-    first = asyncio.create_task(flights.share("a", work))
-    await asyncio.sleep(0)
-    (flight,) = asyncio.all_tasks() - before - {first}
-    flight.cancel()
-    assert await outcome_of(first) == "FlightCancelled"
-    assert await flights.share("a", work) == 1
-
-
 async def test_a_load_that_is_thrown_away_unfinished_says_nothing(server: Server, app: str) -> None:
     """A loop that was closed throws its coroutines away; what awaits then is an error nobody can catch."""
     source = Source(a=1)
@@ -786,7 +770,7 @@ async def test_without_answers_from_redis_the_source_answers(
     ("variant", "complaint"),
     [
         (Textbook, "callers got"),
-        (WithoutBulkhead, r"(19|20) loads at once"),
+        (WithoutBulkhead, r"\d+ loads at once"),
         (AsksEachTime, "the time-out was paid on every call"),
     ],
 )
@@ -1412,15 +1396,14 @@ async def test_a_bad_name_is_refused(name: str) -> None:
             CacheAside(name, client, policy(), app="x")
 
 
+SECONDS = "finite number >= 0.001 and <= 1000000000"
 BAD = [
-    *[("ttl", value, "ttl must be >= 0.001") for value in (0, -1, math.nan, math.inf, 1e9)],
-    ("ttl", "60", "ttl must be a number"),
-    ("ttl", True, "ttl must be a number"),
-    *[("negative_ttl", value, "negative_ttl must be >= 0") for value in (-1, math.nan, math.inf)],
-    *[("jitter", value, r"jitter must be in \[0, 1\)") for value in (-0.1, 1, math.nan)],
+    *[("ttl", value, SECONDS) for value in (0, -1, math.nan, math.inf, 1e9 + 1, "60", True)],
+    *[("negative_ttl", value, "finite number >= 0 and <= 1000000000") for value in (-1, math.nan, math.inf)],
+    *[("jitter", value, "finite number >= 0 and < 1") for value in (-0.1, 1, math.nan)],
     *[("max_loads", value, "max_loads must be a whole number >= 1") for value in (0, 1.5, True)],
     ("max_bytes", 0, "max_bytes must be a whole number >= 1"),
-    *[(name, 0, f"{name} must be >= 0.001") for name in ("lease", "poll", "timeout", "back_off")],
+    *[(name, 0, SECONDS) for name in ("lease", "poll", "timeout", "back_off")],
     ("stale_if_error", 5, "must be given together"),
     ("stale_on", (OSError,), "must be given together"),
     ("stale_on", OSError, "tuple of Exception classes"),
@@ -1434,6 +1417,7 @@ def test_a_bad_policy_names_field_value_and_bound(field: str, value: object, bou
     with pytest.raises(ValueError, match=bound) as refused:
         policy(**{field: value})
     assert field in str(refused.value)
+    assert repr(value) in str(refused.value)
 
 
 class NotedClock(ManualClock):

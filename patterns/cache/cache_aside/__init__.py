@@ -64,17 +64,13 @@ import itertools
 import random
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from patterns.cache.cache_aside.entry import JSON, Codec, Json, Unreadable, Unwritable, decode, encode
 from patterns.cache.cache_aside.errors import InvalidationFailed, LoadCancelled, LoadTimedOut, NotCacheable
 from patterns.cache.cache_aside.events import (
     CacheHit,
-    CacheLost,
     CacheMissed,
-    CacheRegained,
     EntryDiscarded,
     Invalidated,
     InvalidationOwed,
@@ -82,11 +78,13 @@ from patterns.cache.cache_aside.events import (
     LoadFailed,
     StaleServed,
 )
-from patterns.cache.cache_aside.flight import FlightCancelled, Flights
 from patterns.cache.cache_aside.policy import Policy
-from patterns.cache.cache_aside.store import NoCache, Store, Turn, new_token
+from patterns.cache.cache_aside.store import Store, Turn, new_token
 from patterns.clock import SYSTEM_CLOCK, Clock
+from patterns.entry import JSON, MISS, Codec, Json, Miss, Unreadable, Unwritable, decode, encode
 from patterns.events import Listener, emit, ignore
+from patterns.flight import FlightCancelled, Flights
+from patterns.outage import CacheLost, CacheRegained, NoCache
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -118,16 +116,6 @@ __all__ = [
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class Miss(Enum):
-    """The type of MISS."""
-
-    MISS = "miss"
-
-
-MISS = Miss.MISS
-"""What `peek` returns where nothing fresh is there; a cached None is None."""
 
 
 @dataclass(frozen=True, slots=True)

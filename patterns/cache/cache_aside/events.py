@@ -8,9 +8,7 @@ from patterns.events import Event
 
 __all__ = [
     "CacheHit",
-    "CacheLost",
     "CacheMissed",
-    "CacheRegained",
     "EntryDiscarded",
     "Invalidated",
     "InvalidationOwed",
@@ -68,18 +66,6 @@ class EntryDiscarded(Event):
 
     entity: str
     error: str
-
-
-@dataclass(frozen=True, slots=True)
-class CacheLost(Event):
-    """Redis did not answer: this process loads directly, and looks for Redis from time to time."""
-
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class CacheRegained(Event):
-    """Redis answers again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from patterns.bounds import exceptions, number, whole
+
 __all__ = ["Policy"]
 
-_SHORTEST = 0.001
-_LONGEST = 1e9
+_SHORTEST = 0.001  # seconds: Redis counts milliseconds
+_LONGEST = 1_000_000_000
 
 
 # --8<-- [start:policy]
@@ -46,36 +48,16 @@ class Policy:
 
     def __post_init__(self) -> None:
         for name in ("ttl", "lease", "poll", "timeout", "back_off"):
-            if not _SHORTEST <= _number(self, name) < _LONGEST:
-                raise ValueError(
-                    f"{name} must be >= {_SHORTEST} and < {_LONGEST:g} seconds, got {getattr(self, name)!r}"
-                )
+            number(name, getattr(self, name), at_least=_SHORTEST, at_most=_LONGEST)
         for name in ("negative_ttl", "stale_if_error"):
-            if not 0 <= _number(self, name) < _LONGEST:
-                raise ValueError(
-                    f"{name} must be >= 0 and < {_LONGEST:g} seconds, got {getattr(self, name)!r}"
-                )
-        if not 0 <= _number(self, "jitter") < 1:
-            raise ValueError(f"jitter must be in [0, 1), got {self.jitter!r}")
+            number(name, getattr(self, name), at_least=0, at_most=_LONGEST)
+        number("jitter", self.jitter, at_least=0, below=1)
         for name in ("max_loads", "max_bytes"):
-            count = getattr(self, name)
-            if type(count) is not int or count < 1:
-                raise ValueError(f"{name} must be a whole number >= 1, got {count!r}")
+            whole(name, getattr(self, name), at_least=1)
         for name in ("stale_on", "unsure"):
-            kinds = getattr(self, name)
-            if not isinstance(kinds, tuple) or not all(
-                isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds
-            ):
-                raise ValueError(f"{name} must be a tuple of Exception classes, got {kinds!r}")
+            exceptions(name, getattr(self, name))
         if bool(self.stale_on) != (self.stale_if_error > 0):
             raise ValueError(
                 "stale_if_error and stale_on must be given together, "
                 f"got {self.stale_if_error!r} and {self.stale_on!r}"
             )
-
-
-def _number(policy: Policy, field: str) -> float:
-    value = getattr(policy, field)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ValueError(f"{field} must be a number, got {value!r}")
-    return value

@@ -1,4 +1,4 @@
-"""The entries in Redis: one script per transition, and what to do when Redis does not answer.
+"""The entries in Redis: one script per transition, and what is owed to it when it did not answer.
 
 Keys of one entity, all in one slot:
 
@@ -16,35 +16,28 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 import re
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from redis.exceptions import RedisError, ResponseError
-
-from patterns.cache.cache_aside.entry import Unreadable, stale_ms
-from patterns.cache.cache_aside.events import CacheLost, CacheRegained, Invalidated, InvalidationOwed
+from patterns.cache.cache_aside.events import Invalidated, InvalidationOwed
 from patterns.cache.cache_aside.scripts import BEGIN, FILL, READ, RELEASE
+from patterns.entry import Unreadable, stale_ms
 from patterns.events import Listener, emit
 from patterns.keyspace import Client, Keyspace
+from patterns.outage import NoCache, Outage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
     from patterns.clock import Clock
 
-__all__ = ["NoCache", "Store", "Turn", "new_token"]
+__all__ = ["Store", "Turn", "new_token"]
 
 T = TypeVar("T")
 
-_DOUBLINGS = 5
 _PART = 250  # entities deleted at once: few enough for one exchange
-
-
-class NoCache(Exception):
-    """Redis was not asked, or did not answer, or refused; `__cause__` says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +100,10 @@ class Store:
         self._prefix = f"{name}/"  # a name has no slash, so no two caches share a key
         self._lease_ms = max(1, round(lease * 1000))
         self._windowed = windowed
-        self._timeout = timeout
-        self._back_off = back_off
         self._longest = longest
         self._clock = clock
         self._on_event = on_event
-        self._failures = 0  # in a row
-        self._ask_again_at = -math.inf
+        self._outage = Outage(name, timeout=timeout, back_off=back_off, clock=clock, on_event=on_event)
         self._owed: dict[str, _Debt] = {}  # by entity, the oldest first
 
     def keys(self, entity: str) -> list[str]:
@@ -196,7 +186,7 @@ class Store:
         try:
             while left:
                 # Also while Redis is left alone: an entry that stays costs more than a time-out.
-                await self._ask(lambda: self._delete(left[:_PART]))
+                await self._outage.ask(lambda: self._delete(left[:_PART]), anyway=True)
                 del left[:_PART]
         except BaseException as error:
             self._owe(left, type(error.__cause__ or error).__name__)
@@ -237,28 +227,7 @@ class Store:
         Raises:
             NoCache: it took longer than `timeout`, failed, or Redis is left alone for now.
         """
-        if self._failures:
-            now = self._clock.monotonic()
-            if now < self._ask_again_at:
-                raise NoCache
-            self._ask_again_at = now + self._back_off  # one caller finds out for all
-        return await self._ask(lambda: self._settled(request)) if self._owed else await self._ask(request)
-
-    async def _ask(self, request: Callable[[], Awaitable[T]]) -> T:
-        failures = self._failures
-        try:
-            async with self._clock.timeout(self._timeout):
-                answer = await request()
-        except ResponseError as error:
-            self._answered()
-            raise NoCache from error
-        except (RedisError, OSError, TimeoutError) as error:
-            if failures == self._failures:  # of many that fail together, one is counted
-                self._lost(error)
-            raise NoCache from error
-        if self._failures:
-            self._answered()
-        return answer
+        return await self._outage.ask((lambda: self._settled(request)) if self._owed else request)
 
     async def _settled(self, request: Callable[[], Awaitable[T]]) -> T:
         self._forget_expired()
@@ -266,20 +235,7 @@ class Store:
             await self._delete(part)
         return await request()
 
-    def _lost(self, error: Exception) -> None:
-        # Short at first: a hiccup costs little, and a long outage one time-out in each `back_off`.
-        pause = self._back_off / 2 ** max(0, _DOUBLINGS - self._failures)
-        self._ask_again_at = self._clock.monotonic() + pause
-        self._failures += 1
-        if self._failures == 1:
-            emit(self._on_event, CacheLost(self._name, type(error).__name__))
-
     # --8<-- [end:ask]
-
-    def _answered(self) -> None:
-        if self._failures:
-            self._failures = 0
-            emit(self._on_event, CacheRegained(self._name))
 
 
 def new_token() -> str:

@@ -1,7 +1,22 @@
 """Single flight in one process: those who want the same thing at the same time share one task.
 
 Nobody owns the task. A caller that is cancelled leaves the others waiting for it; only the last one to leave
-takes it along, and waits until it has cleaned up.
+takes it along, and waits until it has cleaned up. A task that has ended is joined by nobody: who comes later
+begins another one.
+
+>>> flights: Flights[int] = Flights()
+>>> async def load() -> int:
+...     print("loading")
+...     return 42
+>>> async def main() -> list[int]:
+...     return await asyncio.gather(*[flights.share("answer", load) for _ in range(3)])
+>>> asyncio.run(main())
+loading
+[42, 42, 42]
+
+For the tasks of one event loop.
+
+Source: Go, `golang.org/x/sync/singleflight` (where the first caller owns the work).
 """
 
 from __future__ import annotations

@@ -1,18 +1,50 @@
-"""What stands in Redis for one value: a line that says how long it is good for, then the codec's bytes.
+r"""What stands in Redis for one value: a line that says how long it is good for, then the codec's bytes.
 
 `1 <stale milliseconds> <+|->`, a line feed, the payload. `-` is a cached None, which has no payload. The
-number is the end of the key's life in which the value is only good for stale-if-error: an entry is fresh
-while its PTTL is greater. So freshness goes by the server's clock alone, and readers with another policy
-understand it too.
+number is the end of the key's life in which the value is stale (good for stale-if-error, or to be
+refreshed): an entry is fresh while its PTTL is greater. So freshness goes by the server's clock alone, and
+readers with another policy understand it too.
+
+What holds: an entry that was made can be read again, for it has been; what cannot be encoded, decoded again
+or is larger than `max_bytes` is refused before anything is written; bytes that are no entry are told from
+values, whatever they are; and nothing that is read can run code.
+
+>>> entry = encode(JSON, {"id": 42}, stale_ms=0, max_bytes=1000)
+>>> entry
+b'1 0 +\n{"id":42}'
+>>> decode(JSON, entry)
+{'id': 42}
 """
 
 from __future__ import annotations
 
 import json
 import re
+from enum import Enum
 from typing import Any, Protocol
 
-__all__ = ["JSON", "Codec", "Json", "Unreadable", "Unwritable", "decode", "encode", "stale_ms"]
+__all__ = [
+    "JSON",
+    "MISS",
+    "Codec",
+    "Json",
+    "Miss",
+    "Unreadable",
+    "Unwritable",
+    "decode",
+    "encode",
+    "stale_ms",
+]
+
+
+class Miss(Enum):
+    """The type of MISS."""
+
+    MISS = "miss"
+
+
+MISS = Miss.MISS
+"""What stands for "nothing fresh is there"; a cached None is None."""
 
 
 class Codec(Protocol):
