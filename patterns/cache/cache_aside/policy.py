@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from patterns.bounds import exceptions, number, whole
 
-__all__ = ["Policy"]
+__all__ = ["Policy", "ReadPolicy"]
 
 _SHORTEST = 0.001  # seconds: Redis counts milliseconds
 _LONGEST = 1_000_000_000
@@ -14,8 +14,8 @@ _LONGEST = 1_000_000_000
 
 # --8<-- [start:policy]
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """How long a value is good, and what a load may cost.
+class ReadPolicy:
+    """How long a value is good, and what a load may cost, whoever writes.
 
     Attributes:
         ttl: seconds for which a value is kept.
@@ -26,7 +26,6 @@ class Policy:
         poll: seconds between two looks at a load of another process.
         stale_if_error: seconds after it expired for which a value may stand in for a load that failed.
         stale_on: the errors of a load for which it may.
-        unsure: errors of a write after which it may have been done all the same.
         max_bytes: most bytes of one encoded value.
         timeout: most seconds that one exchange with Redis may take.
         back_off: most seconds for which Redis is left alone after it did not answer.
@@ -40,11 +39,9 @@ class Policy:
     poll: float = 0.02
     stale_if_error: float = 0.0
     stale_on: tuple[type[Exception], ...] = ()
-    unsure: tuple[type[Exception], ...] = (TimeoutError, ConnectionError)
     max_bytes: int = 1_048_576
     timeout: float = 0.25
     back_off: float = 1.0
-    # --8<-- [end:policy]
 
     def __post_init__(self) -> None:
         for name in ("ttl", "lease", "poll", "timeout", "back_off"):
@@ -54,10 +51,27 @@ class Policy:
         number("jitter", self.jitter, at_least=0, below=1)
         for name in ("max_loads", "max_bytes"):
             whole(name, getattr(self, name), at_least=1)
-        for name in ("stale_on", "unsure"):
-            exceptions(name, getattr(self, name))
+        exceptions("stale_on", self.stale_on)
         if bool(self.stale_on) != (self.stale_if_error > 0):
             raise ValueError(
                 "stale_if_error and stale_on must be given together, "
                 f"got {self.stale_if_error!r} and {self.stale_on!r}"
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy(ReadPolicy):
+    """How long a value is good, what a load may cost, and when a write may have been done.
+
+    Attributes:
+        unsure: errors of a write after which it may have been done all the same.
+    """
+
+    unsure: tuple[type[Exception], ...] = (TimeoutError, ConnectionError)
+
+    def __post_init__(self) -> None:
+        ReadPolicy.__post_init__(self)  # `super()` does not know a class that slots have made anew
+        exceptions("unsure", self.unsure)
+
+
+# --8<-- [end:policy]

@@ -21,8 +21,8 @@ BEGIN = Script(
     "cache_aside.begin",
     """
 -- KEYS[1] string value, KEYS[2] string generation, KEYS[3] string lock
--- ARGV[1] token, ARGV[2] lease ms, ARGV[3] generation ms, ARGV[4] sha1 of what cannot be read, ARGV[5] alone
--- returns {fresh entry, generation, ms to wait}
+-- ARGV[1] token, ARGV[2] lease ms, ARGV[3] generation ms, ARGV[4] sha1 of what cannot be read, ARGV[5] alone,
+-- ARGV[6] ms that a fresh entry must have left; returns {fresh entry, generation, ms to wait}
 local value = redis.pcall('GET', KEYS[1])
 if type(value) == 'table' then -- no string
   redis.call('DEL', KEYS[1])
@@ -30,7 +30,7 @@ elseif value then
   local stale = tonumber(string.match(value, '^1 (%d+) [+-]\\n'))
   if not stale or redis.sha1hex(value) == ARGV[4] then
     redis.call('DEL', KEYS[1])
-  elseif stale == 0 or redis.call('PTTL', KEYS[1]) > stale then
+  elseif stale == 0 and ARGV[6] == '0' or redis.call('PTTL', KEYS[1]) > stale + ARGV[6] then
     return {value, '', 0}
   end
 end

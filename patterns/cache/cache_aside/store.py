@@ -1,6 +1,6 @@
 """The entries in Redis: one script per transition, and what is owed to it when it did not answer.
 
-Keys of one entity, all in one slot:
+Keys of one entity, all in one slot (a cache of another pattern puts its own name for `cache_aside`):
 
 - `<app>:{cache_aside:<name>/<entity>}:value`       string: the entry (see `entry`); PX ttl + stale_if_error
 - `<app>:{cache_aside:<name>/<entity>}:generation`  string: random, new with each lease; PX twice the lease
@@ -76,6 +76,7 @@ class Store:
         longest: seconds after which an entry that was not invalidated has surely gone.
         clock: where durations are read.
         on_event: hears CacheLost, CacheRegained, Invalidated and InvalidationOwed.
+        pattern: whose entries they are; second part of the keys.
     """
 
     def __init__(
@@ -91,10 +92,11 @@ class Store:
         longest: float,
         clock: Clock,
         on_event: Listener,
+        pattern: str = "cache_aside",
     ) -> None:
         self._name = name
         self._client = client
-        self._space = Keyspace(app, "cache_aside")
+        self._space = Keyspace(app, pattern)
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             raise ValueError(f"name must be letters, digits, '_', '.' and '-', at least one, got {name!r}")
         self._prefix = f"{name}/"  # a name has no slash, so no two caches share a key
@@ -142,7 +144,9 @@ class Store:
 
     # --8<-- [end:read]
 
-    async def begin(self, entity: str, token: str, *, without: bytes = b"", alone: bool = False) -> Turn:
+    async def begin(
+        self, entity: str, token: str, *, without: bytes = b"", alone: bool = False, ahead: float = 0.0
+    ) -> Turn:
         """Ask for a fresh entry, or for the lease of a load; asking again with the same token is harmless.
 
         Args:
@@ -150,12 +154,17 @@ class Store:
             token: of the load.
             without: an entry that could not be read, to be deleted if it is still there.
             alone: load beside whoever has the lease.
+            ahead: seconds of fresh life that an entry must have left; one with less stays, and is loaded.
         """
+        args = self._begin_args(token, without=without, alone=alone, ahead=ahead)
+        return self._turn(await self.ask(lambda: BEGIN(self._client, keys=self.keys(entity), args=args)))
+
+    def _begin_args(self, token: str, *, without: bytes, alone: bool, ahead: float) -> list[str | int]:
         bad = hashlib.sha1(without, usedforsecurity=False).hexdigest()
-        args: list[str | int] = [token, self._lease_ms, 2 * self._lease_ms, bad, int(alone)]
-        entry, generation, wait = await self.ask(
-            lambda: BEGIN(self._client, keys=self.keys(entity), args=args)
-        )
+        return [token, self._lease_ms, 2 * self._lease_ms, bad, int(alone), round(ahead * 1000)]
+
+    def _turn(self, reply: tuple[bytes, bytes, int]) -> Turn:
+        entry, generation, wait = reply
         return Turn(entry or None, generation, max(1, wait) / 1000)
 
     async def fill(self, entity: str, token: str, generation: bytes, entry: bytes, ttl: float) -> bool:
@@ -163,8 +172,11 @@ class Store:
 
         An empty entry leaves nothing there. Returns whether the generation was still the same.
         """
-        args: list[str | bytes | int] = [token, generation, entry, max(1, round(ttl * 1000))]
+        args = self._fill_args(token, generation, entry, ttl)
         return bool(await self.ask(lambda: FILL(self._client, keys=self.keys(entity), args=args)))
+
+    def _fill_args(self, token: str, generation: bytes, entry: bytes, ttl: float) -> list[str | bytes | int]:
+        return [token, generation, entry, max(1, round(ttl * 1000))]
 
     async def release(self, entity: str, token: str) -> tuple[bytes, float]:
         """Give the lease back after a load that failed; return the entry still there and its seconds left."""
