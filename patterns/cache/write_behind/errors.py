@@ -1,0 +1,59 @@
+"""What a writer may have to catch, besides the errors of Redis."""
+
+from __future__ import annotations
+
+from redis.exceptions import RedisError
+
+__all__ = ["NotReplicated", "NotStorable", "QueueFull"]
+
+
+class NotStorable(ValueError):
+    """The key or the value cannot be queued; nothing was written.
+
+    Attributes:
+        key: whose value.
+        reason: why; without the value.
+    """
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+        self.key, self.reason = key, reason
+
+    def __str__(self) -> str:
+        return f"the change of {self.key!r} cannot be queued: {self.reason}"
+
+
+class QueueFull(Exception):
+    """The shard has no room, and the write was not done: slow down, or write to the source.
+
+    Attributes:
+        key: what was to be written.
+        capacity: of its shard.
+        waited: seconds.
+    """
+
+    def __init__(self, key: str, capacity: int, waited: float) -> None:
+        super().__init__(key, capacity, waited)
+        self.key, self.capacity, self.waited = key, capacity, waited
+
+    def __str__(self) -> str:
+        held = f"its shard has {self.capacity} changes"
+        return f"{self.key!r} was not written: {held}, and had after {self.waited:g} s"
+
+
+class NotReplicated(RedisError):
+    """The change is queued and will be flushed, unless a failover comes first: too few replicas have it.
+
+    Attributes:
+        key: what was written.
+        version: of the change.
+        wanted: replicas asked for.
+        found: replicas that have it.
+    """
+
+    def __init__(self, key: str, version: int, wanted: int, found: int) -> None:
+        super().__init__(key, version, wanted, found)
+        self.key, self.version, self.wanted, self.found = key, version, wanted, found
+
+    def __str__(self) -> str:
+        return f"{self.found} replicas have the change of {self.key!r}, {self.wanted} were asked for"
