@@ -22,6 +22,7 @@ from asyncio import constants
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import quote
 
 import hypothesis
 import pytest
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from patterns.embedded import Cluster, Server
     from tests.places import Place
+    from tests.postgres import Home, Postgres
 
 ROOT = Path(__file__).resolve().parent.parent
 # A loop in debug mode notes where each handle was made: one line of it, not ten, halves the time.
@@ -230,9 +232,18 @@ def no_leaks() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def needs() -> Callable[[str], str]:
-    """Return where the program of a service is, or skip; fail if REQUIRE (a,b,c) names the service."""
+    """Return where the program of a service is, or skip; fail if REQUIRE (a,b,c) names the service.
+
+    Of "postgres" it is the folder of its programs.
+    """
 
     def found(service: str) -> str:
+        if service == "postgres":
+            from tests.postgres import binaries  # noqa: PLC0415  a run without a database needs none of it
+
+            if folder := binaries():
+                return str(folder)
+            _missing(service, "PostgreSQL's initdb and postgres are not on this machine")
         names = {"chromium": ("chromium", "chromium-browser", "google-chrome")}.get(service, (service,))
         for name in names:
             if (path := shutil.which(name)) and (service != "podman" or _podman_works(path)):
@@ -305,6 +316,29 @@ def cluster() -> Iterator[Cluster]:
     from patterns.embedded import Cluster  # noqa: PLC0415  a test without a server needs none
 
     yield from _started(lambda: Cluster(primaries=3, replicas=3))
+
+
+@pytest.fixture(scope="session")
+def postgres(needs: Callable[[str], str]) -> Iterator[Postgres]:
+    """A PostgreSQL server for the tests of one process: kill or pause it, but leave it running."""
+    from tests.postgres import Postgres  # noqa: PLC0415  a run without a database needs none of it
+
+    with Postgres(Path(needs("postgres"))) as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Home]:
+    """An empty database of the test's own, on both engines; DATABASE_URL may name the PostgreSQL."""
+    from tests.postgres import Home, schema  # noqa: PLC0415  a run without a database needs none of it
+
+    if request.param == "sqlite":
+        yield Home(f"sqlite://{quote(str(tmp_path / 'source.db'))}", "sqlite")
+        return
+    given = os.environ.get("DATABASE_URL", "")
+    server = None if given.startswith("postgresql://") else request.getfixturevalue("postgres")
+    with schema(server.url if server else given, server) as home:
+        yield home
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PLACES = ("tests", "docs", "README.md", "patterns", "notebooks")
 NOT_QUICK = "not slow and not fault and not browser and not containers"
 # What starts servers, or builds the site, is not quick however it is marked.
-SERVERS = {"server", "fresh_server", "cluster", "spawn"}
+SERVERS = {"server", "fresh_server", "cluster", "spawn", "postgres"}
 NOT_QUICK_FILES = (
     "tests/test_embedded.py",
     "tests/test_faults_harness.py",
@@ -96,10 +96,15 @@ def command(folder: Path, *, quick: bool) -> list[str]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out, in a quick run (which loads this module as a plug-in), every test that wants a server."""
-    with_server = [item for item in items if SERVERS & set(getattr(item, "fixturenames", ()))]
+    with_server = [item for item in items if _wants_a_server(item)]
     if with_server:
         config.hook.pytest_deselected(items=with_server)
         items[:] = [item for item in items if item not in with_server]
+
+
+def _wants_a_server(item: pytest.Item) -> bool:
+    parameters = getattr(getattr(item, "callspec", None), "params", {})  # of `database`, on two engines
+    return bool(SERVERS & {*getattr(item, "fixturenames", ()), parameters.get("database")})
 
 
 def main(arguments: Sequence[str]) -> int:
