@@ -549,6 +549,35 @@ async def test_a_commit_that_was_sent_is_finished(postgres: Postgres, on_postgre
         assert await db.fetch(ALL) == [("a", 2)]
 
 
+async def test_a_cancelled_commit_is_waited_for_as_long_as_patience_lasts(
+    postgres: Postgres, on_postgres: Home
+) -> None:
+    """Its reply never comes: the caller goes, cancelled again or not, and the connection with it."""
+    async with (
+        proxy(postgres.port) as line,
+        through(postgres, on_postgres, line, patience=0.3) as db,
+        on_postgres.opened() as other,
+    ):
+        await filled(other, a=1)
+
+        async def work() -> None:
+            async with db.transaction() as t:
+                await t.execute(ADD, "a", 1)
+                line.hole("down")
+
+        call = asyncio.create_task(work())
+        await eventually(lambda: has(other, "a", 2), within=5)
+        began = time.monotonic()
+        for _ in range(3):
+            call.cancel()
+            await other.fetch(ALL)
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert 0.2 < time.monotonic() - began < 2
+        line.up()
+        assert await db.fetch(ALL) == [("a", 2)]
+
+
 async def test_a_server_that_stands_still_holds_a_cancelled_caller_for_its_patience(
     postgres: Postgres, on_postgres: Home
 ) -> None:
@@ -590,10 +619,12 @@ def on_postgres(postgres: Postgres) -> Iterator[Home]:
         yield home
 
 
-def through(postgres: Postgres, home: Home, line: Proxy) -> AbstractAsyncContextManager[Database]:
+def through(
+    postgres: Postgres, home: Home, line: Proxy, **options: Any
+) -> AbstractAsyncContextManager[Database]:
     """Open the same database through a line that can be broken."""
     search_path = home.url.rpartition("search_path=")[2]
-    return opened(f"{postgres.url_at(line.port)}&search_path={search_path}")
+    return opened(f"{postgres.url_at(line.port)}&search_path={search_path}", **options)
 
 
 @pytest.mark.parametrize("applied", [True, False], ids=["its reply", "the COMMIT"])
