@@ -382,6 +382,9 @@ def test_quick_run_leaves_out_what_wants_a_server(tmp_path: Path) -> None:
         "def test_a(server): ...\n"
         "def test_b(client): ...\n"
         "def test_c(tmp_path): ...\n"
+        "@pytest.fixture(params=['sqlite', 'postgres'])\n"
+        "def database(request): assert request.param == 'sqlite'\n"
+        "def test_d(database): ...\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tools.prove", str(tmp_path)],
@@ -391,7 +394,7 @@ def test_quick_run_leaves_out_what_wants_a_server(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert "1 passed, 2 deselected" in done.stdout, done.stdout
+    assert "2 passed, 3 deselected" in done.stdout, done.stdout
 
 
 def test_proof_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
