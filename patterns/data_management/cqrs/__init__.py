@@ -55,8 +55,9 @@ For the tasks of one event loop; each partition has one projector at a time, the
 >>> asyncio.run(main())
 3
 
-Sources: Young, "CQRS Documents" (2010); Fowler, "CQRS"; Marten, "Projections" (checkpoint and documents in
-one transaction, rebuild); KurrentDB, "Checkpoints"; Axon, "Event Processors" (tokens, sequenced dead letters).
+Sources: Young, "CQRS Documents" (2010); Fowler, "CQRS"; Marten, "Projections" (checkpoint and documents
+in one transaction, rebuild); KurrentDB, "Checkpoints"; Axon, "Event Processors" (tokens, sequenced dead
+letters).
 """
 
 from __future__ import annotations
