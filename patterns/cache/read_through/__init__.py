@@ -67,6 +67,7 @@ CacheLoader; Caffeine, AsyncLoadingCache; Nishtala et al., "Scaling Memcache at 
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -242,11 +243,11 @@ class ReadThrough:
             ValueError: one of them can be no key; nothing was asked.
         """
         wanted = _folded(keys)
-        for key in wanted:
+        for key in wanted[:1]:
             self._loader.refuse_within(key)
-            self._store.keys(key)  # or it raises
+        names = self._store.names(wanted)  # or it raises
         came = self._loads.tick()
-        values, bad, cached = await self._look_all(wanted)
+        values, bad, cached = await self._look_all(names)
         errors: dict[str, Exception] = {}
         if misses := [key for key in wanted if key not in values]:
             outcomes = await self._loads.all_of(misses, came, bad, cached=cached, many=True)
@@ -327,19 +328,21 @@ class ReadThrough:
             emit(self._on_event, CacheHit(self.name, key, value is None))
         return value
 
-    async def _look_all(self, keys: list[str]) -> tuple[dict[str, Any], dict[str, bytes], bool]:
+    async def _look_all(self, names: dict[str, str]) -> tuple[dict[str, Any], dict[str, bytes], bool]:
         """Return the fresh values, what cannot be read, and whether Redis answered."""
         values: dict[str, Any] = {}
         bad: dict[str, bytes] = {}
+        left = iter(names.items())
         try:
-            for at in range(0, len(keys), self.policy.batch):
-                entries = await self._store.read_all(keys[at : at + self.policy.batch])
-                for key, entry in entries.items():
+            while part := dict(itertools.islice(left, self.policy.batch)):
+                for key, entry in (await self._store.read_all(part)).items():
                     try:
                         values[key] = decode(self._codec, entry)
-                        emit(self._on_event, CacheHit(self.name, key, values[key] is None))
                     except Unreadable as error:
                         bad |= self._discarded(key, error)
+                        continue
+                    if self._on_event is not ignore:
+                        emit(self._on_event, CacheHit(self.name, key, values[key] is None))
         except NoCache:
             return values, bad, False
         return values, bad, True

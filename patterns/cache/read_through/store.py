@@ -33,16 +33,24 @@ __all__ = ["Entries"]
 class Entries(Store):
     """The entries of one cache; the arguments are those of Store."""
 
+    def names(self, keys: Collection[str]) -> dict[str, str]:
+        """Return the key in Redis of each value.
+
+        Raises:
+            ValueError: one of them can be no key.
+        """
+        return {key: self._key(key, "value") for key in keys}
+
     # --8<-- [start:read_all]
-    async def read_all(self, keys: Collection[str]) -> dict[str, bytes]:
-        """Return the fresh entries among those of `keys`; one round trip, or two where some may be stale.
+    async def read_all(self, names: Mapping[str, str]) -> dict[str, bytes]:
+        """Return the fresh entries among those that `names` has; one round trip, or two if some may be stale.
 
         What is no entry is returned as it is, and no string counts as nothing.
         """
         found: dict[str, bytes] = {}
-        windowed = set(keys)
+        windowed = set(names)
         if not self._windowed:
-            found = await self.ask(lambda: self._values(keys))
+            found = await self.ask(lambda: self._values(names))
             windowed = {key for key, entry in found.items() if _may_be_stale(entry)}
         if windowed:
             replies = await self._each(READ, dict.fromkeys(windowed, ()))
@@ -50,16 +58,15 @@ class Entries(Store):
             found = {key: entry for key, entry in found.items() if key not in windowed} | fresh
         return found
 
-    async def _values(self, keys: Collection[str]) -> dict[str, bytes]:
-        names = [self._key(key, "value") for key in keys]
+    async def _values(self, names: Mapping[str, str]) -> dict[str, bytes]:
         if isinstance(self._client, Redis):
-            values: list[Any] = await self._client.mget(names)
+            values: list[Any] = await self._client.mget(list(names.values()))
         else:
             async with self._client.pipeline(transaction=False) as pipe:
-                for name in names:
+                for name in names.values():
                     pipe.get(name)
                 values = _some(await pipe.execute(raise_on_error=False))
-        return {key: value for key, value in zip(keys, values, strict=True) if isinstance(value, bytes)}
+        return {key: value for key, value in zip(names, values, strict=True) if isinstance(value, bytes)}
 
     # --8<-- [end:read_all]
 
@@ -145,6 +152,8 @@ def _some(replies: list[Any]) -> list[Any]:
 
 
 def _may_be_stale(entry: bytes) -> bool:
+    if entry.startswith(b"1 0 "):
+        return False  # its whole life is fresh
     try:
         return stale_ms(entry) > 0
     except Unreadable:
