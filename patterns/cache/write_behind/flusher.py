@@ -175,17 +175,19 @@ class Flusher:
         Raises:
             RedisError: the queues cannot be reached.
         """
-        stored = 0
+        total = 0
         try:
             for lane in self._lanes:
                 async with lane.turn:
                     lane.rests_until, lane.held = 0.0, {}
-                    while done := (await self._pass(lane, hurry=True))[0]:
-                        stored += done
+                    left = (await lane.shard.stats()).waiting  # not what is written meanwhile
+                    while left > 0 and (done := (await self._pass(lane, hurry=True))[0]):
+                        total += done
+                        left -= done
         finally:
             if not self._tasks:
                 await self._release()
-        return stored
+        return total
 
     # --8<-- [start:serve]
     async def _serve(self, lane: _Lane) -> None:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import RedisCluster
-from redis.exceptions import AskError
+from redis.exceptions import AskError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from patterns.cache.write_behind.change import Change, Parked, Records, Stats
 from patterns.cache.write_behind.errors import NotReplicated
@@ -139,6 +140,11 @@ class Shard:
             except AskError:
                 # The slot has moved: nothing was written, and WAIT was asked of the wrong node.
                 return await self._run(PUT, args), 0
+            except RedisConnectionError:
+                if follow:  # when a node is gone a command reads the cluster's map again, a pipeline does not
+                    with suppress(RedisError):
+                        await self._run(PEEK, [b""])
+                raise
         return written, found
 
     async def peek(self, key: str) -> Any:

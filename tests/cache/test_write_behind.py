@@ -1,0 +1,1507 @@
+"""The proof of patterns/cache/write_behind: each invariant, and a naive variant that breaks it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import tempfile
+from collections import deque
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from redis.crc import key_slot
+
+from patterns import database as databases
+from patterns import embedded
+from patterns.cache.write_behind import (
+    DELETED,
+    MISS,
+    BatchFlushed,
+    ChangeFailed,
+    ChangeParked,
+    ChangeQueued,
+    ChangeRefused,
+    Drained,
+    Flusher,
+    NotReplicated,
+    Policy,
+    QueueFull,
+    RedisLost,
+    RedisRegained,
+    ShardTaken,
+    SourceFailed,
+    Unreadable,
+    VersionedTable,
+    WriteBehind,
+    WriteRejected,
+    shard,
+)
+from patterns.clock import ManualClock
+from patterns.embedded import Cluster, Server
+from patterns.events import Recorder
+from patterns.keyspace import OutcomeUnknown, connect, opened
+from tests.cache import write_behind_faults as faults
+from tests.cache import write_behind_site as naive
+from tests.cache.write_behind_processes import POLICY
+from tests.cache.write_behind_site import ROLES, Kit, Site, Source, n, outcome_of, policy, site
+from tests.eventually import eventually
+from tests.faults import leaks, proxy
+from tests.places import Place
+from tests.postgres import Home
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.faults import Ledger
+    from tests.faults.workers import Worker
+
+# Everything is proved on both kinds of Redis and both engines; that a naive variant fails, on one of each.
+EVERYWHERE = pytest.mark.parametrize(
+    ("kind", "database"),
+    [("single", "sqlite"), ("cluster", "sqlite"), ("single", "postgres")],
+    indirect=["database"],
+)
+HERE = pytest.mark.parametrize(("kind", "database"), [("single", "sqlite")], indirect=["database"])
+
+
+def variants(*cases: tuple[Kit, str]) -> pytest.MarkDecorator:
+    """Return naive variants, and what the check says of each."""
+    ids = [
+        next(
+            part.__name__
+            for part in (kit.writer, kit.flusher, kit.table)
+            if part.__module__ == naive.__name__
+        )
+        for kit, _ in cases
+    ]
+    return pytest.mark.parametrize(("kit", "complaint"), cases, ids=ids)
+
+
+# 1: what is acknowledged reaches the source
+
+
+async def check_the_writer_is_not_needed(at: Site) -> None:
+    """A writer puts twenty things and is gone; a flusher takes some and is gone; another one comes."""
+    keys = [f"key {number}" for number in range(20)]
+    writer = at.writer()
+    for number, key in enumerate(keys):
+        await writer.put(key, n(number))
+        assert await WriteBehind.peek(at.writer(1), key) == n(number), "acknowledged, and not in Redis"
+    del writer
+
+    stuck = at.source.behind_a_gate()
+    dying = at.begin(at.flusher(source=stuck).flush())
+    await eventually(lambda: stuck.running, within=5)
+    dying.cancel()  # as if killed: what it took is not in the source
+    await asyncio.wait([dying])
+    await at.let_leases_end()
+
+    await at.flusher(1).flush()
+    got = [await at.source.value(key) for key in keys]
+    assert got == list(range(20)), f"{got.count(None)} acknowledged writes are lost"
+
+
+@pytest.mark.invariant(1)
+@EVERYWHERE
+async def test_an_acknowledged_write_needs_nobody_but_redis(place: Place, database: Home) -> None:
+    """Neither its writer nor the flusher that took it: the next flusher brings it to the source."""
+    async with site(place, database) as at:
+        await check_the_writer_is_not_needed(at)
+
+
+@pytest.mark.naive(1)
+@HERE
+@variants(
+    (Kit(writer=naive.InTheProcess), "not in Redis"),
+    (Kit(writer=naive.AnswersFirst), "not in Redis"),
+    (Kit(flusher=naive.PopsFirst), "acknowledged writes are lost"),
+)
+async def test_a_buffer_that_one_process_has_dies_with_it(
+    place: Place, database: Home, kit: Kit, complaint: str
+) -> None:
+    """In the writer before it is queued, in the flusher where it was popped."""
+    async with site(place, database, kit) as at:
+        with pytest.raises(AssertionError, match=complaint):
+            await check_the_writer_is_not_needed(at)
+        await asyncio.gather(*naive.AnswersFirst.tasks)
+        naive.AnswersFirst.tasks.clear()
+
+
+# 2: the source never goes back
+
+
+async def check_never_back(at: Site, late: str) -> None:
+    """A flusher is held up with an old value in its hands; meanwhile a newer one comes."""
+    writer, stuck = at.writer(), at.source.behind_a_gate()
+    await writer.put("a", n(1))
+    paused = at.begin(at.flusher(source=stuck).flush())
+    await eventually(lambda: stuck.running, within=5)
+    await (writer.delete("a") if late == "deletion" else writer.put("a", n(2)))
+    expected = None if late == "deletion" else 2
+    if late == "retry":  # the old one fails, after the new one has come
+        stuck.error = lambda _: ConnectionError()
+        stuck.open.set()
+        await paused
+        await at.flusher().flush()
+        await at.flusher().flush()
+    else:
+        await at.let_leases_end()
+        await at.flusher(1).flush()
+        assert await at.source.value("a") == expected
+        stuck.open.set()
+        await paused
+    got = await at.source.value("a")
+    assert got == expected, f"the source is back at {got}"
+    await at.flusher(1).flush()
+    assert await at.source.value("a") == expected
+    assert (await writer.stats()).waiting == 0
+    await writer.put("a", n(3))
+    await at.flusher(1).flush()
+    assert await at.source.value("a") == 3
+
+
+LATE = pytest.mark.parametrize("late", ["batch", "deletion", "retry"])
+
+
+@pytest.mark.invariant(2)
+@EVERYWHERE
+@LATE
+async def test_an_older_value_never_comes_after_a_newer_one(place: Place, database: Home, late: str) -> None:
+    """Not in a late batch, not after a deletion, not when it is tried again."""
+    async with site(place, database) as at:
+        await check_never_back(at, late)
+
+
+@pytest.mark.naive(2)
+@HERE
+@pytest.mark.parametrize(
+    ("kit", "late"),
+    [
+        (Kit(table=naive.Unversioned), "batch"),
+        (Kit(table=naive.DeletesTheRow), "deletion"),
+        (Kit(flusher=naive.PutsBack), "retry"),
+    ],
+)
+async def test_without_versions_the_last_to_arrive_wins(
+    place: Place, database: Home, kit: Kit, late: str
+) -> None:
+    """An unversioned row is overwritten, a deleted one comes back, and what is put back at the end wins."""
+    async with site(place, database, kit) as at:
+        with pytest.raises(AssertionError, match="the source is back at 1"):
+            await check_never_back(at, late)
+
+
+async def check_a_forgetful_redis(at: Site) -> None:
+    """The queues are empty all of a sudden, and writing goes on."""
+    writer = at.writer()
+    for number in range(3):
+        await writer.put("a", n(number))
+        await at.flusher().flush()
+    for shard_number in range(4):
+        await at.clients[0].delete(*[at.key(role, shard_number) for role in ROLES])
+    await writer.put("a", n(3))
+    await at.flusher().flush()
+    assert await at.source.value("a") == 3, "a write after the loss is taken for an old one"
+
+
+@pytest.mark.invariant(2)
+@EVERYWHERE
+async def test_versions_rise_also_where_redis_has_forgotten_the_last(place: Place, database: Home) -> None:
+    """They begin at the server's time, and so above what the source has."""
+    async with site(place, database) as at:
+        await check_a_forgetful_redis(at)
+
+
+@pytest.mark.naive(2)
+@HERE
+async def test_versions_that_begin_at_one_are_refused_by_the_source(
+    place: Place, database: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every write after a restart without a file is older than what the source has."""
+    monkeypatch.setattr(shard, "PUT", naive.counted_from_one())
+    async with site(place, database) as at:
+        with pytest.raises(AssertionError, match="taken for an old one"):
+            await check_a_forgetful_redis(at)
+
+
+@pytest.mark.invariant(2)
+@EVERYWHERE
+async def test_what_may_be_older_than_the_source_is_parked_and_not_stored(
+    place: Place, database: Home
+) -> None:
+    """After a failover the source may know a version that Redis does not: people decide, writing goes on."""
+    heard = Recorder()
+    async with site(place, database) as at:
+        writer = at.writer()
+        ahead = await writer.put("a", n(1)) + 3_600_000_000
+        await at.flusher().flush()
+        await at.source.table._database.execute("UPDATE item SET version = $1, n = 7", ahead)
+        await writer.put("a", n(2))
+        await at.flusher(on_event=heard).flush()
+        assert await at.source.value("a") == 7
+        assert await writer.get("a", at.source.load, "a") == n(7), "readers see what the source has"
+        (parked,) = await writer.parked()
+        assert (parked.key, parked.value, parked.why) == ("a", n(2), f"the source has version {ahead}")
+        assert [(event.newer, event.parked) for event in heard.of(ChangeRefused)] == [(ahead, True)]
+        assert await writer.put("a", n(3)) > ahead, "the next one is newer than all"
+        await at.flusher().flush()
+        assert await at.source.value("a") == 3
+        assert await writer.redrive(parked) == 1
+        await at.flusher().flush()
+        assert await at.source.value("a") == 3, "who redrives it learns that it is too late"
+        assert (await writer.stats(), await writer.parked()) == (await writer.stats(), [])
+
+
+# 3: coalescing, order, batches
+
+
+async def check_one_of_many(at: Site) -> None:
+    """A thousand writes to a few keys, and 250 to others, are flushed."""
+    writer = at.writer(shards=1)
+    for number in range(300):
+        await writer.put(f"hot {number % 3}", n(number))
+    for number in range(250):
+        await writer.put(f"cold {number}", n(number))
+    await at.flusher(shards=1).flush()
+    stored = [change.key for change in at.source.stored]
+    assert len(stored) == len(set(stored)) == 253, f"{len(stored)} rows written for 253 keys"
+    assert [await at.source.value(f"hot {number}") for number in range(3)] == [297, 298, 299]
+    sizes = [len(call) for call in at.source.calls]
+    assert max(sizes) <= 100, f"a batch of {max(sizes)}"
+    assert len(sizes) == 3
+
+
+async def check_all_in_order(at: Site) -> None:
+    """The same, where each write counts."""
+    writer = at.writer(coalesce=False)
+    for number in range(30):
+        await writer.put(f"key {number % 3}", n(number))
+    fails = iter([True, False] * 100)
+    at.source.error = lambda _: ConnectionError() if next(fails) else None
+    for _ in range(40):
+        await at.flusher(coalesce=False).flush()
+    for which in range(3):
+        got = [change.value["n"] for change in at.source.stored if change.key == f"key {which}"]
+        assert got == list(range(which, 30, 3)), f"of ten writes in order came {got}"
+    assert all(len({change.key for change in call}) == len(call) for call in at.source.calls)
+
+
+@pytest.mark.invariant(3)
+@EVERYWHERE
+async def test_of_many_writes_of_a_key_the_last_is_stored(place: Place, database: Home) -> None:
+    """550 writes of 253 keys are 253 rows in three calls of the store."""
+    async with site(place, database) as at:
+        await check_one_of_many(at)
+
+
+@pytest.mark.invariant(3)
+@EVERYWHERE
+async def test_without_coalescing_all_are_stored_in_order(place: Place, database: Home) -> None:
+    """Each once, also while the source fails every other time; no call has a key twice."""
+    async with site(place, database) as at:
+        await check_all_in_order(at)
+
+
+@pytest.mark.naive(3)
+@HERE
+async def test_a_plain_list_writes_each_row_a_hundred_times(place: Place, database: Home) -> None:
+    """Without coalescing 550 writes are 550 rows; with it, a history is lost; without a bound, one batch."""
+
+    def listed(*args: Any, **options: Any) -> Any:
+        name, client, given, *rest = args
+        changed = {**{field: getattr(given, field) for field in Policy.__slots__}, "coalesce": False}
+        kind: Any = Flusher if rest else WriteBehind
+        return kind(name, client, Policy(**changed), *rest, **options)
+
+    async with site(place, database, Kit(writer=listed, flusher=listed)) as at:
+        with pytest.raises(AssertionError, match="550 rows written for 253 keys"):
+            await check_one_of_many(at)
+
+    def coalescing(*args: Any, **options: Any) -> Any:
+        name, client, given, *rest = args
+        changed = {**{field: getattr(given, field) for field in Policy.__slots__}, "coalesce": True}
+        return WriteBehind(name, client, Policy(**changed), *rest, **options)
+
+    async with site(place, database, Kit(writer=coalescing), app=f"{place.app}-2") as at:
+        with pytest.raises(AssertionError, match="of ten writes in order came"):
+            await check_all_in_order(at)
+    async with site(place, database, Kit(flusher=naive.AllAtOnce), app=f"{place.app}-3") as at:
+        with pytest.raises(AssertionError, match="a batch of 253"):
+            await check_one_of_many(at)
+
+
+async def check_the_delay(at: Site) -> None:
+    """Changes wait for later ones of their key, but not for ever, and not in a shard that is half full."""
+    options: dict[str, Any] = {"shards": 1, "delay": 3600, "capacity": 20}
+    writer, flusher = at.writer(**options), at.flusher(**options)
+    (lane,) = flusher._lanes
+    for number in range(9):
+        await writer.put(f"key {number}", n(number))
+        await flusher._pass(lane, hurry=False)
+    assert at.source.stored == [], "written before its delay was over"
+    await at.age(1800)
+    await writer.put("key 0", n(100))  # takes the place of the older one, and its age
+    await at.age(1801)
+    await flusher._pass(lane, hurry=False)
+    assert len(at.source.stored) == 9, "a key that is written all the time is never flushed"
+    for number in range(10):
+        await writer.put(f"key {number}", n(number))
+    await flusher._pass(lane, hurry=False)
+    assert len(at.source.stored) == 19, "half full, and it waits"
+
+
+@pytest.mark.invariant(3)
+@EVERYWHERE
+async def test_a_change_waits_for_its_delay_and_no_longer(place: Place, database: Home) -> None:
+    """Later writes of a key do not put it off, and a queue that fills is not waited for."""
+    async with site(place, database) as at:
+        await check_the_delay(at)
+
+
+@pytest.mark.naive(3)
+@HERE
+async def test_a_flusher_that_takes_what_is_there_coalesces_nothing(
+    place: Place, database: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a delay each write is a row of its own as long as the flusher keeps up."""
+    monkeypatch.setattr(shard, "TAKE", naive.without_delay())
+    async with site(place, database) as at:
+        with pytest.raises(AssertionError, match="before its delay"):
+            await check_the_delay(at)
+
+
+# 4: read your writes
+
+
+async def check_reads_see_writes(at: Site) -> None:
+    """One process writes, another reads, before, during and after the flush, and where the source refuses."""
+    writer, reader = at.writer(), at.writer(1)
+
+    async def read(key: str = "a") -> Any:
+        return await reader.get(key, at.source.load, key)
+
+    await writer.put("a", n(1))
+    assert await read() == n(1), "the reader sees what was before"
+    stuck = at.source.behind_a_gate()
+    flushing = at.begin(at.flusher(source=stuck).flush())
+    await eventually(lambda: stuck.running, within=5)
+    assert await read() == n(1), "the reader sees what was before: the change is neither here nor there"
+    await writer.put("a", n(2))
+    stuck.open.set()
+    await flushing
+    assert await read() == n(2)
+    await at.flusher().flush()
+    loads = at.source.loads
+    assert await read() == n(2)
+    assert at.source.loads == loads + 1, "a change that is in the source stays in the queue"
+
+    await writer.delete("a")
+    assert await reader.peek("a") is DELETED
+    assert await read() is None, "the reader sees what was deleted"
+    await at.flusher().flush()
+    assert await reader.peek("a") is MISS
+    assert await read() is None
+    await writer.put("none", None)
+    assert await reader.peek("none") is None
+
+    at.source.error = lambda _: ValueError("no")
+    await writer.put("a", n(3))
+    for _ in range(6):
+        await at.flusher().flush()
+    assert {change.key for change in await writer.parked()} == {"a", "none"}
+    assert await read() == n(3), "the reader sees what was before: the change is parked"
+
+
+@pytest.mark.invariant(4)
+@EVERYWHERE
+async def test_readers_see_every_acknowledged_write(place: Place, database: Home) -> None:
+    """In another process too: queued, in a flusher's hands, stored, deleted or parked."""
+    async with site(place, database) as at:
+        await check_reads_see_writes(at)
+
+
+@pytest.mark.naive(4)
+@HERE
+@variants(
+    (Kit(writer=naive.ReadsTheSource), "the reader sees what was before"),
+    (Kit(flusher=naive.PopsFirst), "neither here nor there"),
+)
+async def test_readers_of_the_source_alone_see_the_past(
+    place: Place, database: Home, kit: Kit, complaint: str
+) -> None:
+    """Who asks only the database misses what is queued; who pops before storing hides it for a while."""
+    async with site(place, database, kit) as at:
+        with pytest.raises(AssertionError, match=complaint):
+            await check_reads_see_writes(at)
+
+
+# 5: the queue is bounded
+
+
+async def check_bounded(at: Site) -> None:
+    """Twelve keys are written where ten changes have room; then a writer waits for room."""
+    heard = Recorder()
+    options: dict[str, Any] = {"shards": 1, "capacity": 10}
+    writer = at.writer(on_event=heard, **options)
+    outcomes = [await outcome_of(writer.put(f"key {number}", n(number))) for number in range(12)]
+    waiting = (await writer.stats()).waiting
+    assert waiting == 10, f"{waiting} changes wait where 10 may"
+    assert outcomes[10:] == ["QueueFull", "QueueFull"], (
+        "a change was dropped, and its writer told that all is well"
+    )
+    assert [event.key for event in heard.of(WriteRejected)] == ["key 10", "key 11"]
+    await writer.put("key 3", n(33))  # needs no room
+
+    patient = at.writer(1, max_wait=30, **options)
+    waits = at.begin(patient.put("key 10", n(10)))
+    await asyncio.wait([waits], timeout=0.05)
+    assert not waits.done()
+    flusher = at.flusher(**options)
+    await flusher.flush()
+    await waits
+    await flusher.flush()
+    got = [await at.source.value(f"key {number}") for number in range(12)]
+    assert got == [0, 1, 2, 33, 4, 5, 6, 7, 8, 9, 10, None]
+
+
+@pytest.mark.invariant(5)
+@EVERYWHERE
+async def test_a_full_queue_refuses_or_lets_wait_and_drops_nothing(place: Place, database: Home) -> None:
+    """The eleventh of ten is told so, a change of a queued key is not, and a patient writer gets its turn."""
+    async with site(place, database) as at:
+        await check_bounded(at)
+
+
+@pytest.mark.naive(5)
+@HERE
+@variants(
+    (Kit(writer=naive.Unbounded), "12 changes wait where 10 may"),
+    (Kit(writer=naive.DropsTheOldest), "a change was dropped"),
+)
+async def test_a_queue_without_a_bound_grows_and_a_ring_forgets(
+    place: Place, database: Home, kit: Kit, complaint: str
+) -> None:
+    """One ends with the memory of Redis, the other loses what it acknowledged."""
+    async with site(place, database, kit) as at:
+        with pytest.raises(AssertionError, match=complaint):
+            await check_bounded(at)
+
+
+@pytest.mark.invariant(5)
+@EVERYWHERE
+async def test_the_patience_of_a_writer_ends(place: Place, database: Home) -> None:
+    """After `max_wait` it gets QueueFull, and its change is not written; parked changes take room too."""
+    options: dict[str, Any] = {"shards": 1, "capacity": 1, "max_wait": 0.03, "max_attempts": 1}
+    async with site(place, database) as at:
+        writer = at.writer(**options)
+        await writer.put("a", n(1))
+        at.source.error = lambda _: ValueError()
+        await at.flusher(**options).flush()
+        assert (await writer.stats()).parked == 1
+        with pytest.raises(QueueFull) as full:
+            await writer.put("b", n(2))
+        assert full.value.waited >= 0.03
+        assert (full.value.key, full.value.capacity) == ("b", 1)
+        assert await writer.peek("b") is MISS
+
+
+@pytest.mark.invariant(5)
+@EVERYWHERE
+async def test_lag_is_the_age_of_the_oldest_change_that_waits(place: Place, database: Home) -> None:
+    """From its write until the source has it; a later write of the key does not make it younger."""
+    heard = Recorder()
+    async with site(place, database) as at:
+        writer = at.writer(shards=1)
+        assert (await writer.stats()).lag_seconds == 0
+        await writer.put("a", n(1))
+        await at.age(100)
+        await writer.put("b", n(1))
+        await writer.put("a", n(2))
+        assert 100 <= (await writer.stats()).lag_seconds < 130
+        stuck = at.source.behind_a_gate()
+        flusher = at.flusher(shards=1, source=stuck, on_event=heard)
+        flushing = at.begin(flusher.flush())
+        await eventually(lambda: stuck.running, within=5)
+        assert (await writer.stats()).lag_seconds >= 100, "in a flusher's hands is not in the source"
+        await writer.put("a", n(3))
+        stuck.error = lambda batch: ConnectionError() if batch[0].value == n(3) else None
+        stuck.open.set()
+        await flushing
+        lag = (await writer.stats()).lag_seconds
+        assert 0 < lag < 30, "what was written while the older one was stored is as old as that"
+        assert heard.of(BatchFlushed)[0].lag_seconds >= 100
+        stuck.error = lambda _: None
+        await flusher.flush()
+        assert (await writer.stats()).lag_seconds == 0
+
+
+# 6: what the source refuses
+
+
+async def check_poison(at: Site) -> None:
+    """One of twenty changes is refused; then the source is away for a hundred tries."""
+    writer, flusher = at.writer(shards=1), at.flusher(shards=1)
+    at.source.error = lambda batch: ValueError() if any(each.key == "bad" for each in batch) else None
+    for number in range(20):
+        await writer.put("bad" if number == 7 else f"key {number}", n(number))
+    for _ in range(5):
+        await flusher.flush()
+    stored = {change.key for change in at.source.stored}
+    assert len(stored) == 19, f"{19 - len(stored)} good changes held up by a bad one"
+    parked = await writer.parked()
+    assert [each.key for each in parked] == ["bad"], "nobody sees what is refused for ever"
+    assert (parked[0].value, parked[0].attempts, parked[0].why) == (n(7), 5, "ValueError")
+    tried = at.source.tried
+    await flusher.flush()
+    assert at.source.tried == tried, "a parked change is tried again"
+
+    at.source.error = lambda _: ConnectionError("away")
+    for number in range(20):
+        await writer.put(f"later {number}", n(number))
+    for _ in range(100):
+        await flusher.flush()
+    assert len(await writer.parked()) == 1, "an outage was taken for bad changes"
+    at.source.error = lambda _: None
+    await flusher.flush()
+    await flusher.flush()
+    assert [await at.source.value(f"later {number}") for number in range(20)] == list(range(20))
+    assert await writer.redrive(*parked) == 1
+    await flusher.flush()
+    assert await at.source.value("bad") == 7
+    assert await writer.stats() == await at.writer(1, shards=1).stats()
+    assert (await writer.stats()).parked == 0
+
+
+@pytest.mark.invariant(6)
+@EVERYWHERE
+async def test_a_refused_change_is_parked_and_an_outage_parks_nothing(place: Place, database: Home) -> None:
+    """The other 19 are stored, the bad one is seen and redriven, a hundred failed tries cost nothing."""
+    async with site(place, database) as at:
+        await check_poison(at)
+
+
+@pytest.mark.naive(6)
+@HERE
+@variants(
+    (Kit(flusher=naive.WholeBatches), "19 good changes held up"),
+    (Kit(flusher=naive.TriesForEver), "nobody sees"),
+    (Kit(flusher=naive.OutagesCount), "an outage was taken for bad changes"),
+)
+async def test_one_bad_change_stops_all_or_one_outage_parks_all(
+    place: Place, database: Home, kit: Kit, complaint: str
+) -> None:
+    """Where a batch fails as a whole, where it is tried for ever, and where every error counts."""
+    async with site(place, database, kit) as at:
+        with pytest.raises(AssertionError, match=complaint):
+            await check_poison(at)
+
+
+@pytest.mark.invariant(6)
+@EVERYWHERE
+async def test_a_constraint_of_the_source_parks_the_one_that_breaks_it(place: Place, database: Home) -> None:
+    """A batch is refused by the database itself; halves find the culprit, in a logarithm of calls."""
+    heard = Recorder()
+    async with site(place, database) as at:
+        await at.source.table._database.execute("CREATE UNIQUE INDEX one_each ON item (n)")
+        writer = at.writer(shards=1)
+        for number in range(64):
+            await writer.put(f"key {number}", n(min(number, 62)))
+        flusher = at.flusher(shards=1, max_attempts=2, on_event=heard)
+        await flusher.flush()
+        assert at.source.tried <= 16
+        await flusher.flush()
+        (parked,) = await writer.parked()
+        assert (parked.key, parked.why, len(await at.source.rows())) == ("key 63", "UniqueViolation", 63)
+        assert [event.attempts for event in heard.of(ChangeFailed)] == [1]
+        assert [event.attempts for event in heard.of(ChangeParked)] == [2]
+        assert await writer.discard(parked) == 1
+        assert await writer.discard(parked) == 0
+        assert await writer.peek("key 63") is MISS
+
+
+@pytest.mark.invariant(6)
+@HERE
+async def test_a_change_that_always_takes_too_long_holds_nobody_up(place: Place, database: Home) -> None:
+    """It is not counted, since nobody knows whose fault it is, and the others are stored meanwhile."""
+    async with site(place, database) as at:
+        writer = at.writer(shards=1)
+        for key in ("slow", "a", "b"):
+            await writer.put(key, n(1))
+        at.source.error = lambda batch: TimeoutError() if batch[0].key == "slow" else None
+        async with at.flusher(shards=1, drain=0.01):
+            await eventually(lambda: len(at.source.stored) == 2, within=10)
+        assert [each.key for each in await writer.parked()] == []
+        assert (await writer.stats()).waiting == 1
+
+
+# 7: closing
+
+
+async def check_close(at: Site) -> None:
+    """Thirty changes wait for their delay when the flusher closes; then the source is stuck."""
+    writer = at.writer(delay=3600)
+    for number in range(30):
+        await writer.put(f"key {number}", n(number))
+    async with at.flusher(delay=3600) as flusher:
+        pass
+    assert flusher.left == ()
+    rows = len(await at.source.rows())
+    assert rows == 30, f"{30 - rows} changes were left, and nobody told"
+
+    await writer.put("a", n(1))
+    stuck = at.source.behind_a_gate()
+    async with at.flusher(source=stuck, drain=0.1) as flusher:
+        await eventually(lambda: stuck.running, within=5)
+    assert flusher.left == ("a",), "it does not say what is left"
+    async with at.flusher(1) as flusher:
+        pass
+    assert (flusher.left, await at.source.value("a")) == ((), 1)
+
+
+@pytest.mark.invariant(7)
+@EVERYWHERE
+async def test_closing_stores_what_it_can_and_says_what_is_left(place: Place, database: Home) -> None:
+    """Due or not, within `drain` seconds; what a stuck source did not take is the next flusher's."""
+    async with site(place, database) as at:
+        await check_close(at)
+
+
+@pytest.mark.naive(7)
+@HERE
+async def test_a_flusher_that_just_stops_leaves_changes_behind(place: Place, database: Home) -> None:
+    """Nothing is lost in Redis, but nobody knows, and nobody comes."""
+    async with site(place, database, Kit(flusher=naive.JustStops)) as at:
+        with pytest.raises(AssertionError, match="30 changes were left"):
+            await check_close(at)
+
+
+# 8: one flusher at a time, and the next
+
+
+async def check_takeover(at: Site) -> None:
+    """Two flushers meet; one dies with the shards in its hands."""
+    heard = Recorder()
+    writer = at.writer()
+    for number in range(40):
+        await writer.put(f"key {number}", n(number))
+    stuck = at.source.behind_a_gate()
+    first = at.flusher(source=stuck, lease=30)
+    dying = [at.begin(first._pass(lane, hurry=False)) for lane in first._lanes]
+    await eventually(lambda: stuck.running == 4, within=5)
+    second = at.flusher(1, on_event=heard)
+    assert await second.flush() == 0, "two flushers store the same changes"
+    assert heard.of(ShardTaken) == []
+    lives = [await at.clients[0].pttl(at.key("lease", number)) for number in range(4)]
+    assert all(0 < life <= 30_000 for life in lives), "nobody will ever follow the first"
+    for task in dying:
+        task.cancel()
+    await asyncio.wait(dying)
+    await at.let_leases_end()
+    assert await second.flush() == 40
+    assert len(heard.of(ShardTaken)) == 4
+    third = at.flusher()
+    async with third:
+        await writer.put("a", n(1))
+        await eventually(lambda: len(at.source.stored) == 41, within=10, what="a lease was given back")
+
+
+@pytest.mark.invariant(8)
+@EVERYWHERE
+async def test_a_shard_is_one_flushers_until_it_falls_silent(place: Place, database: Home) -> None:
+    """The second waits; when the lease ends it stores all; when it closes, the third need not wait."""
+    async with site(place, database) as at:
+        await check_takeover(at)
+
+
+@pytest.mark.naive(8)
+@HERE
+@variants(
+    (Kit(flusher=naive.NoLease), "store the same changes"),
+    (Kit(flusher=naive.LeaseForEver), "nobody will ever follow"),
+)
+async def test_without_a_lease_all_flush_and_with_one_for_ever_nobody_does(
+    place: Place, database: Home, kit: Kit, complaint: str
+) -> None:
+    """Double work in the one case, an orphaned shard in the other."""
+    async with site(place, database, kit) as at:
+        with pytest.raises(AssertionError, match=complaint):
+            await check_takeover(at)
+
+
+# 9: what cannot be queued
+
+
+class OneWay:
+    """A codec that cannot read what it wrote."""
+
+    def encode(self, value: object) -> bytes:
+        """Write anything."""
+        return pickle.dumps(value) if isinstance(value, dict) else b"?"
+
+    def decode(self, data: bytes) -> Any:
+        """Read nothing."""
+        raise ValueError(data)
+
+
+BAD = [object(), {1, 2}, b"bytes", float("nan"), float("inf"), {"n": "\ud800"}, "x" * 2000, [10**5000]]
+BAD_KEYS = ["", "\ud800", "k" * 2000, None, 7]
+ODD_KEYS = [
+    "{}",
+    "a:b",
+    "%",
+    "\n",
+    "é",
+    "\U0001f600",
+    " ",
+    "a" * 1000,
+    "{write_behind:items/0}:queue",
+    "0:",
+    "\0",
+]
+
+
+async def check_bad_input(at: Site) -> None:
+    """Values and keys of every unfit kind are put."""
+    writer = at.writer(max_bytes=1000)
+    for value in BAD:
+        got = await outcome_of(writer.put("a", value))
+        assert got == "NotStorable", f"{type(value).__name__} was accepted: {got!r}"
+    for key in BAD_KEYS:
+        got = await outcome_of(writer.put(key, n(1)))
+        assert got in {"NotStorable", "ValueError"}, f"key {key!r:.20} was accepted: {got!r}"
+    assert await outcome_of(at.writer(codec=OneWay()).put("a", n(1))) == "NotStorable"
+    left = [at.key(role, number) for role in ROLES for number in range(4)]
+    assert sum([await at.clients[0].exists(key) for key in left]) == 0, "something was written"
+
+
+@pytest.mark.invariant(9)
+@EVERYWHERE
+async def test_what_cannot_be_queued_is_refused_before_anything_is_written(
+    place: Place, database: Home
+) -> None:
+    """Eight values and five keys: typed errors, no key in Redis; and any text may be a key."""
+    async with site(place, database) as at:
+        await check_bad_input(at)
+        writer = at.writer()
+        for number, key in enumerate(ODD_KEYS):
+            await writer.put(key, n(number))
+            assert await at.writer(1).peek(key) == n(number)
+        await at.flusher(max_attempts=1).flush()
+        rows = await at.source.rows()
+        assert [rows.get(key, (0, None))[1] for key in ODD_KEYS] == [*range(10), None]
+        (parked,) = await writer.parked()
+        assert parked.key == "\0", "a text that no database takes is Redis' to keep, and not to lose"
+
+
+@pytest.mark.naive(9)
+@HERE
+async def test_text_of_anything_is_accepted_and_lost(place: Place, database: Home) -> None:
+    """What repr makes of a value is no value any more."""
+    async with site(place, database, Kit(writer=naive.WritesThenLooks)) as at:
+        with pytest.raises(AssertionError, match="object was accepted"):
+            await check_bad_input(at)
+
+
+# What else a user meets
+
+
+@EVERYWHERE
+async def test_all_keys_of_a_shard_are_in_one_slot_and_shards_are_spread(
+    place: Place, database: Home
+) -> None:
+    """What changes together lies together; what need not, does not."""
+    async with site(place, database) as at:
+        shards = at.writer()._shards
+        slots = [{key_slot(key.encode()) for key in each.keys} for each in shards]
+        assert [len(each) for each in slots] == [1] * 4
+        assert len(set.union(*slots)) == 4
+        writer = at.writer()
+        for number in range(100):
+            await writer.put(f"key {number}", n(number))
+        stats = [await each.stats() for each in shards]
+        assert all(10 < each.waiting < 45 for each in stats)
+        await at.flusher().flush()
+        left = await leaks.immortal_keys(at.clients[0], at.app, declared={"version"})
+        assert left == [], "an empty queue leaves nothing but its last version"
+
+
+@EVERYWHERE
+async def test_too_few_replicas_is_an_answer_of_its_own(place: Place, database: Home) -> None:
+    """A lone server has none; in the cluster one replica has the change before it is acknowledged."""
+    async with site(place, database) as at:
+        writer = at.writer(wait_replicas=1, wait_seconds=5 if place.kind == "cluster" else 0.01)
+        if place.kind == "cluster":
+            await writer.put("a", n(1))
+        else:
+            with pytest.raises(NotReplicated, match="0 replicas have the change of 'a', 1 were asked") as few:
+                await writer.put("a", n(1))
+            assert few.value.version > 1_000_000_000_000_000
+            assert pickle.loads(pickle.dumps(few.value)).key == "a"
+        await at.flusher().flush()
+        assert await at.source.value("a") == 1, "it is queued all the same"
+        full = at.writer(wait_replicas=2, wait_seconds=0.01, capacity=1, shards=1)
+        with pytest.raises(NotReplicated):
+            await full.put("a", n(1))
+        with pytest.raises(QueueFull):
+            await full.put("b", n(1))
+
+
+@HERE
+async def test_flushers_go_on_when_redis_is_back(place: Place, database: Home) -> None:
+    """It is looked for again and again, told once each, and nothing is stored twice or lost."""
+    heard = Recorder()
+    async with proxy(place.server.port) as line, site(place, database) as at:
+        at.clients = [at.clients[0], connect(line.url)]
+        try:
+            async with at.flusher(1, on_event=heard, lease=1, store_timeout=0.5, drain=0.2) as flusher:
+                await eventually(lambda: len(heard.of(ShardTaken)) == 4, within=5)
+                with line.down():
+                    await at.writer().put("a", n(1))
+                    await eventually(lambda: heard.of(RedisLost), within=5)
+                await eventually(lambda: heard.of(RedisRegained), within=5)
+                await eventually(lambda: at.source.stored, within=5)
+                line.down()
+            assert flusher.left is None, "who cannot ask cannot say"
+            assert heard.of(Drained)[0].left is None
+            line.up()
+        finally:
+            await at.clients[1].aclose()
+        assert await at.source.value("a") == 1
+
+
+@HERE
+async def test_what_cannot_be_read_is_parked_and_holds_nobody_up(place: Place, database: Home) -> None:
+    """Garbage, a record of another codec, and an entry of the queue without a record."""
+    async with site(place, database) as at:
+        writer, client = at.writer(shards=1), at.clients[0]
+        good = await writer.put("good", n(1))
+        for back, record in enumerate(
+            [b"", b"x", b"9:abc", b"1:a1 0 +\n{", b"1:\xff1 0 +\n1", b"99999999999:"], 1
+        ):
+            await client.hset(at.key("changes"), str(good - back), record)
+            await client.zadd(at.key("queue"), {str(good - back): good - back})
+        await client.zadd(at.key("queue"), {str(good - 100): good - 100})
+        await client.hset(at.key("latest"), "a", str(good - 4))
+        with pytest.raises(Unreadable):
+            await writer.peek("a")
+        await at.flusher(shards=1).flush()
+        assert await at.source.value("good") == 1
+        parked = await writer.parked()
+        assert sorted(each.key for each in parked) == ["", "", "", "", "", "a"]
+        assert all(each.why.startswith("it cannot be read") and each.value is None for each in parked)
+        assert await writer.discard(*parked) == 6
+        assert (await writer.stats()).waiting == 0
+
+
+@HERE
+async def test_errors_of_every_shape_are_understood(place: Place, database: Home) -> None:
+    """Groups of outages, stores that cancel themselves, return nothing, or nonsense."""
+    heard = Recorder()
+    async with site(place, database) as at:
+        flusher = at.flusher(shards=1, max_attempts=1, on_event=heard)
+        await at.writer(shards=1).put("a", n(1))
+        outages: list[BaseException] = [
+            ExceptionGroup("two", [ConnectionError(), TimeoutError()]),
+            asyncio.CancelledError(),
+            databases.Unreachable("gone"),
+            databases.OutcomeUnknown("who knows"),
+        ]
+        for number, error in enumerate(outages, 1):
+            at.source.error = lambda _, error=error: error  # type: ignore[misc]  # one a turn
+            await flusher.flush()
+            assert len(heard.of(SourceFailed)) == number
+        assert heard.of(ChangeParked) == []
+        at.source.error = lambda _: ExceptionGroup("two", [ConnectionError(), ValueError()])
+        await flusher.flush()
+        assert [event.error for event in heard.of(ChangeParked)] == ["ExceptionGroup"]
+
+        async def says_nothing(_: Any) -> Any:
+            return None
+
+        async def says_nonsense(_: Any) -> Any:
+            return 7
+
+        for store, parked in ((says_nothing, 1), (says_nonsense, 2)):
+            flusher._store = store
+            await at.writer(shards=1).put("b", n(1))
+            await flusher.flush()
+            assert (await at.writer(shards=1).stats()).parked == parked
+
+
+@HERE
+async def test_a_running_flusher_refuses_to_run_twice(place: Place, database: Home) -> None:
+    """And one that was closed may run again."""
+    async with site(place, database) as at:
+        flusher = at.flusher()
+        async with flusher:
+            with pytest.raises(RuntimeError, match="running already"):
+                await flusher.__aenter__()
+        async with flusher:
+            await at.writer().put("a", n(1))
+            await eventually(lambda: at.source.stored, within=5)
+
+
+@HERE
+async def test_a_defect_in_the_flusher_is_not_silent(
+    place: Place, database: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that died of what nobody foresaw raises it at close."""
+    async with site(place, database) as at:
+        flusher = at.flusher(shards=1)
+        monkeypatch.setattr(flusher, "_flush", None)
+        with pytest.raises(TypeError):
+            async with flusher:
+                await eventually(flusher._tasks[0].done, within=5)
+
+
+@HERE
+async def test_events_tell_the_life_of_a_change(place: Place, database: Home) -> None:
+    """Queued, replaced, the shard taken, the batch flushed, the flusher drained."""
+    heard = Recorder()
+    async with site(place, database) as at:
+        writer = at.writer(shards=1, on_event=heard)
+        first, second = await writer.put("a", n(1)), await writer.put("a", n(2))
+        async with at.flusher(shards=1, on_event=heard):
+            pass
+    queued = [(event.version, event.replaced) for event in heard.of(ChangeQueued)]
+    assert queued == [(first, False), (second, True)]
+    assert first < second
+    assert [event.changes for event in heard.of(BatchFlushed)] == [1]
+    assert heard.names()[-1] == "Drained"
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"capacity": 0}, "capacity must be a whole number >= 1, got 0"),
+        ({"delay": -1}, "delay must be a finite number >= 0"),
+        ({"max_wait": float("inf")}, "max_wait must be a finite number"),
+        ({"shards": True}, "shards must be a whole number"),
+        ({"batch": 1001}, "batch must be a whole number >= 1 and <= 1000"),
+        ({"coalesce": 1}, "coalesce must be True or False, got 1"),
+        ({"outages": (KeyboardInterrupt,)}, "outages must be a tuple of Exception classes"),
+        ({"store_timeout": 30}, "store_timeout must be a finite number < 30"),
+        ({"max_retry_delay": 0.0001}, "max_retry_delay must be a finite number >= 0.001"),
+        ({"wait_replicas": -1}, "wait_replicas must be a whole number >= 0"),
+    ],
+)
+def test_a_policy_names_what_it_refuses(changes: dict[str, Any], complaint: str) -> None:
+    """Field, bound and value."""
+    with pytest.raises(ValueError, match=complaint):
+        policy(**changes)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a b", "é"])
+async def test_a_name_that_could_reach_into_another_queue_is_refused(name: str) -> None:
+    """A name has no slash, so no two write-behinds share a key."""
+    nowhere: Any = None
+    with pytest.raises(ValueError, match="name must be letters"):
+        WriteBehind(name, nowhere, policy(), app="a")
+
+
+@pytest.mark.parametrize("table", ["", "item; DROP", "item x", "1"])
+async def test_a_table_has_plain_names(table: str) -> None:
+    """They are put into statements as they are."""
+    nowhere: Any = None
+    with pytest.raises(ValueError, match=r"table"):
+        VersionedTable(nowhere, table, key="id", columns=("n",))
+    with pytest.raises(ValueError, match="columns must be at least one"):
+        VersionedTable(nowhere, "item", key="id", columns=())
+
+
+@EVERYWHERE
+async def test_a_table_takes_large_batches_in_parts(place: Place, database: Home) -> None:
+    """More values than one statement may have; and what is newer is told for each part."""
+    from patterns.cache.write_behind import Change, table  # noqa: PLC0415
+
+    async with site(place, database) as at:
+        old = [Change(str(number), n(number), 5) for number in range(50)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(table, "_MOST_VALUES", 41)
+            assert await at.source.table.store(old) == {}
+            late = [Change(str(number), n(0), 4 if number % 2 else 6) for number in range(50)]
+            newer = await at.source.table.store(late)
+        assert newer == {str(number): 5 for number in range(1, 50, 2)}
+        with pytest.raises(ValueError, match="a dictionary of n"):
+            await at.source.table.store([Change("a", {"m": 1}, 7)])
+
+
+# Faults
+
+
+@pytest.mark.invariant(1, 8)
+@pytest.mark.fault("flushers and writers are killed (SIGKILL) under load, 20 times")
+async def test_twenty_kills_lose_no_acknowledged_write(
+    server: Server, app: str, tmp_path: Path, ledger: Callable[..., Ledger], spawn: Callable[..., Worker]
+) -> None:
+    """Ten flushers die with a batch in their hands, ten writers while they write: the source has it all."""
+    book = ledger(within=15, bound="every row at its newest acknowledged version")
+    without = book.without("a buffer in the writer")
+    home = Home(f"sqlite://{tmp_path}/source.db", "sqlite")
+    async with site(Place("single", server, None, app), home) as at:
+        log = await faults.logged(at)
+        nursery = faults.Nursery(at, spawn("tests.cache.write_behind_processes", server.url, home.url))
+        alive = {kind: [await nursery.start(kind) for _ in range(2)] for kind in ("flusher", "writer")}
+        for kind, word in [("writer", "acked"), ("flusher", "storing")] * 10:
+            dying = await nursery.one_that_says(word, alive[kind])
+            nursery.kill(dying)
+            book.injected()
+            alive[kind].remove(dying)
+            alive[kind].append(await nursery.start(kind))
+        for number in alive["writer"]:
+            nursery.kill(number)
+        items = WriteBehind("items", at.clients[0], POLICY, app=app)
+        await eventually(lambda: nothing_waits(items), within=20)
+        book.recovered()
+        rows, acked = await at.source.rows(), nursery.acked()
+        assert len(acked) > 200
+        for key, version in acked:
+            book.acked((key, version))
+            if rows.get(key, (0, 0))[0] >= version:
+                book.effect((key, version))
+        assert await items.parked() == []
+        written = await log()
+        assert len(written) == len(set(written)), "a version was written twice"
+
+        for _ in range(5):
+            number = await nursery.start("buffer")
+            await nursery.says(number, "acked", 60)
+            nursery.kill(number)
+            without.injected()
+        without.recovered()
+        rows = await at.source.rows()
+        for key, _ in nursery.acked()[len(acked) :]:
+            without.acked(key)
+            if key in rows:
+                without.effect(key)
+    book.held("Redis has it before the writer is told; another flusher takes the shard when the lease ends")
+
+
+async def nothing_waits(items: WriteBehind) -> bool:
+    """Say whether all is in the source."""
+    return (await items.stats()).waiting == 0
+
+
+@pytest.mark.invariant(1)
+@pytest.mark.fault("Redis is killed (SIGKILL) and restarted; appendonly, appendfsync always")
+async def test_a_restart_with_a_file_loses_nothing(
+    app: str, tmp_path: Path, ledger: Callable[..., Ledger]
+) -> None:
+    """Three kills while four writers write: all that was acknowledged is flushed afterwards."""
+    book = ledger(within=15)
+    with Server("--appendonly", "yes", "--appendfsync", "always") as own:
+        await faults.killed_while_writing(own, app, tmp_path, book, kills=3)
+    book.held("what waited was in the file; writers and the flusher go on by themselves")
+
+
+@pytest.mark.fault("Redis is killed (SIGKILL) and restarted; no file")
+async def test_a_restart_without_a_file_loses_what_waited(
+    app: str, tmp_path: Path, ledger: Callable[..., Ledger]
+) -> None:
+    """The acknowledged writes that were not flushed are gone for good, and the next ones are taken."""
+    book = ledger(lost=1_000_000, within=15, bound="what had been flushed stays")
+    with Server() as own:
+        await faults.killed_while_writing(own, app, tmp_path, book, kills=1, flusher=False)
+    assert book.lost > 0, "the test does not show what it is about"
+    book.held("what had been flushed; what waited was nowhere else")
+
+
+@pytest.mark.fault("a failover to a replica that had heard nothing (black hole); wait_replicas=1")
+async def test_wait_tells_what_a_failover_may_lose(
+    app: str, tmp_path: Path, ledger: Callable[..., Ledger]
+) -> None:
+    """Fifty writes that no replica had are unsure for their writers; without WAIT they are acknowledged."""
+    book = ledger(unsure=50, bound="what a replica has is acknowledged, nothing else")
+    without = book.without("wait_replicas=0")
+    home = Home(f"sqlite://{tmp_path}/source.db", "sqlite")
+    async with faults.a_replica_behind_a_proxy() as (primary, replica, line):
+        patient: dict[str, Any] = {"wait_replicas": 1, "wait_seconds": 5}
+        for name, books, options in (("sure", book, patient), ("fast", without, {})):
+            async with site(Place("single", primary, None, app), home) as at:
+                await faults.put_all(at.writer(name=name, **options), range(50), books)
+        with line.hole("down"):
+            await asyncio.to_thread(primary.command, "SET", "something", "for the hole")
+            hasty: dict[str, Any] = {"wait_replicas": 1, "wait_seconds": 0.01}
+            for name, books, options in (("sure", book, hasty), ("fast", without, {})):
+                async with site(Place("single", primary, None, app), home) as at:
+                    await faults.put_all(at.writer(name=name, **options), range(50, 100), books)
+            primary.kill()
+        replica.command("REPLICAOF", "NO", "ONE")
+        for name, books in (("sure", book), ("fast", without)):
+            books.injected()
+            async with site(Place("single", replica, None, app), home) as at:
+                await at.flusher(name=name).flush()
+                for key in await at.source.rows():
+                    books.effect(key)
+    book.held("WAIT: the writer is told that too few replicas have it")
+
+
+WITH_WAIT = "a primary of the 3+3 cluster is killed (SIGKILL) under load; wait_replicas=1"
+WITHOUT_WAIT = "a primary of the 3+3 cluster is killed (SIGKILL) under load; wait_replicas=0"
+
+
+@pytest.mark.fault("a primary of the 3+3 cluster is killed (SIGKILL) under load; wait_replicas=0")
+@pytest.mark.fault("a primary of the 3+3 cluster is killed (SIGKILL) under load; wait_replicas=1")
+async def test_a_cluster_goes_on_without_a_primary(
+    app: str, tmp_path: Path, ledger: Callable[..., Ledger]
+) -> None:
+    """With WAIT nothing acknowledged is lost; without it the loss is counted, whatever it is."""
+    books = {
+        1: ledger(WITH_WAIT, within=20),
+        0: ledger(WITHOUT_WAIT, lost=1_000_000, within=20, bound="the loss is counted, not excluded"),
+    }
+    home = Home(f"sqlite://{tmp_path}/source.db", "sqlite")
+    with Cluster("--cluster-node-timeout", "1000") as own:
+        for replicas, book in books.items():
+            await faults.primary_killed(own, app, home, book, replicas)
+    books[1].held("the promoted replica had all that was acknowledged")
+    books[0].held(f"on one machine replicas lag by little: {books[0].lost} lost this time; see the row above")
+
+
+@pytest.mark.invariant(5)
+@pytest.mark.fault("the queue is full: the source takes nothing, and eight writers go on")
+async def test_a_full_queue_loses_nothing(
+    server: Server, app: str, tmp_path: Path, ledger: Callable[..., Ledger]
+) -> None:
+    """Of 400 writes 50 find room; the others are refused, and their writers know it."""
+    book = ledger(bound="at most 50 changes wait")
+    without = book.without("deque(maxlen=50)")
+    options: dict[str, Any] = {"shards": 1, "capacity": 50}
+    async with site(Place("single", server, None, app), Home(f"sqlite://{tmp_path}/db", "sqlite")) as at:
+        writer, ring = at.writer(**options), deque[str](maxlen=50)
+
+        async def write(which: int) -> None:
+            for number in range(50):
+                key = f"{which} {number}"
+                ring.append(key)
+                without.acked(key)
+                try:
+                    await writer.put(key, n(number))
+                    book.acked(key)
+                except QueueFull:
+                    book.failed(key)
+                    book.injected()
+                    without.injected()
+
+        await asyncio.gather(*[write(which) for which in range(8)])
+        assert (await writer.stats()).waiting == 50
+        await at.flusher(**options).flush()
+        for key in await at.source.rows():
+            book.effect(key)
+    for key in ring:
+        without.effect(key)
+    assert book.outcomes == {"acked": 50, "unsure": 0, "failed": 350}
+    book.held("50 changes wait, 350 writers got QueueFull at once")
+
+
+@pytest.mark.invariant(6)
+@pytest.mark.fault("the source is down for 5 s (virtual time)")
+async def test_five_seconds_without_the_source_lose_and_park_nothing(
+    server: Server, app: str, tmp_path: Path, ledger: Callable[..., Ledger]
+) -> None:
+    """It is tried again with pauses that double, nothing is counted, and then all is stored."""
+    book = ledger(bound="at most 20 tries, nothing parked")
+    without = book.without("three tries, then logged")
+    clock, tries = ManualClock(), 0
+
+    def down(_: Any) -> BaseException | None:
+        nonlocal tries
+        if clock.monotonic() >= 5:
+            return None
+        tries += 1
+        book.injected()
+        return ConnectionError("down")
+
+    options: dict[str, Any] = {"shards": 1, "retry_delay": 0.1, "max_retry_delay": 1}
+    async with site(Place("single", server, None, app), Home(f"sqlite://{tmp_path}/db", "sqlite")) as at:
+        at.source.error = down
+        writer = at.writer(**options)
+        async with at.flusher(clock=clock, **options):
+            for number in range(100):
+                await writer.put(f"key {number}", n(number))
+                book.acked(number)
+                await clock.advance(0.05)
+
+            async def stored() -> bool:
+                await clock.advance(0.05)
+                return len(at.source.stored) == 100
+
+            await eventually(stored, within=10)
+        assert await writer.parked() == []
+        for key in await at.source.rows():
+            book.effect(int(key.split()[1]))
+    assert tries <= 20
+    for number in range(100):  # each batch is tried three times, 0.1 s apart, and given up
+        without.injected()
+        without.acked(number)
+        if number * 0.05 + 0.2 >= 5:
+            without.effect(number)
+    book.held(f"{tries} tries, with pauses that double up to 1 s; then all is stored")
+
+
+@pytest.mark.invariant(2, 8)
+@pytest.mark.fault("a flusher is paused for longer than its lease, with a batch in its hands")
+async def test_a_late_batch_changes_nothing(
+    server: Server, app: str, tmp_path: Path, ledger: Callable[..., Ledger]
+) -> None:
+    """Twenty pauses: another flusher stores what is newer, and the late batch is refused row by row."""
+    book = ledger(bound="no row goes back")
+    for books, table in (
+        (book, VersionedTable),
+        (book.without("an upsert without versions"), naive.Unversioned),
+    ):
+        place, kit = Place("single", server, None, f"{app}-{table.__name__}"), Kit(table=table)
+        async with site(place, Home(f"sqlite://{tmp_path}/{table.__name__}", "sqlite"), kit) as at:
+            writer, heard = at.writer(), Recorder()
+            for pause in range(20):
+                key, stuck = f"key {pause}", at.source.behind_a_gate()
+                await writer.put(key, n(1))
+                late = at.begin(at.flusher(source=stuck, on_event=heard).flush())
+                await eventually(lambda stuck=stuck: stuck.running, within=5)  # type: ignore[misc]  # this one
+                await at.let_leases_end()
+                await writer.put(key, n(2))
+                books.acked(key)
+                await at.flusher(1).flush()
+                stuck.open.set()
+                await late
+                books.injected()
+                if await at.source.value(key) == 2:
+                    books.effect(key)
+    book.held("the row's version is newer than the batch's")
+
+
+@pytest.mark.invariant(2)
+@pytest.mark.fault("the reply to a batch is lost after its commit")
+async def test_a_batch_that_is_repeated_is_written_once(
+    server: Server, app: str, tmp_path: Path, ledger: Callable[..., Ledger]
+) -> None:
+    """Twenty batches are stored a second time, and no row is written twice."""
+    book = ledger(bound="each version is written once")
+    for books, table in (
+        (book, VersionedTable),
+        (book.without("an upsert without versions"), naive.Unversioned),
+    ):
+        place, kit = Place("single", server, None, f"{app}-{table.__name__}"), Kit(table=table)
+        async with site(place, Home(f"sqlite://{tmp_path}/{table.__name__}", "sqlite"), kit) as at:
+            log, writer = await faults.logged(at), at.writer()
+            for number in range(20):
+                version = await writer.put("a", n(number))
+                books.acked(("a", version))
+                at.source.after = databases.OutcomeUnknown("the reply was lost")
+                books.injected()
+                await at.flusher().flush()
+                await at.flusher().flush()
+            for each in await log():
+                books.effect(each)
+    book.held("a version that the row has already changes nothing")
+
+
+@pytest.mark.invariant(2)
+@pytest.mark.fault("the reply of Redis to a put is lost")
+async def test_a_lost_reply_is_an_unsure_write(
+    server: Server, app: str, tmp_path: Path, ledger: Callable[..., Ledger]
+) -> None:
+    """The writer gets OutcomeUnknown; the change was queued once, and reaches the source once."""
+    book = ledger(unsure=20)
+    async with (
+        proxy(server.port, book) as line,
+        site(Place("single", server, None, app), Home(f"sqlite://{tmp_path}/db", "sqlite")) as at,
+        opened(line.url) as client,
+    ):
+        log = await faults.logged(at)
+        writer = WriteBehind("items", client, policy(), app=app)
+        await writer.put("first", n(0))  # the server knows the script
+        for number in range(20):
+            with line.lose_reply(b"EVALSHA"), pytest.raises(OutcomeUnknown):
+                await writer.put(f"key {number}", n(number))
+            book.unsure(f"key {number}")
+        await at.flusher().flush()
+        for key, _ in await log():
+            book.effect(key)
+    book.held("nothing is sent twice; the writer knows that it does not know")
+
+
+@pytest.mark.invariant(6)
+@pytest.mark.fault("the source refuses 5 of 100 changes")
+async def test_bad_changes_are_parked_and_good_ones_stored(
+    server: Server, app: str, tmp_path: Path, ledger: Callable[..., Ledger]
+) -> None:
+    """Ninety-five are stored, five are seen in the list of the parked."""
+    book = ledger(bound="stored, or seen as parked")
+    for books, flusher in ((book, Flusher), (book.without("the batch is tried again"), naive.WholeBatches)):
+        place, kit = Place("single", server, None, f"{app}-{flusher.__name__}"), Kit(flusher=flusher)
+        async with site(place, Home(f"sqlite://{tmp_path}/{flusher.__name__}", "sqlite"), kit) as at:
+            at.source.error = lambda batch: (
+                ValueError() if any(each.value["n"] % 20 == 7 for each in batch) else None
+            )
+            writer = at.writer(shards=1)
+            for number in range(100):
+                await writer.put(f"key {number}", n(number))
+                books.acked(f"key {number}")
+            for _ in range(6):
+                await at.flusher(shards=1).flush()
+            bad = [each for each in await writer.parked() if each.value["n"] % 20 == 7]
+            books.injected(5)
+            for key in [*await at.source.rows(), *[each.key for each in bad]]:
+                books.effect(key)
+    book.held("halves of the batch find the five; they are parked after 5 tries, the others are stored")
+
+
+@pytest.mark.invariant(1)
+@pytest.mark.fault("a writer is cancelled at every step of a put")
+async def test_cancellation_at_every_step_leaks_nothing(
+    server: Server, app: str, tmp_path: Path, ledger: Callable[..., Ledger]
+) -> None:
+    """After each of 40 cancellations no connection is lent out; the change is queued whole or not at all."""
+    book = ledger(bound="no connection left")
+    async with site(Place("single", server, None, app), Home(f"sqlite://{tmp_path}/db", "sqlite")) as at:
+        log, writer = await faults.logged(at), at.writer()
+        for steps in range(40):
+            call = asyncio.create_task(writer.put(f"key {steps}", n(steps)))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.wait([call])
+            book.injected()
+            (book.unsure if call.cancelled() else book.acked)(f"key {steps}")
+            assert leaks.in_use(at.clients[0]) == 0
+        await at.flusher().flush()
+        for key, _ in await log():
+            book.effect(key)
+    book.held("one script is one step: whoever is cancelled does not know, Redis does")
+
+
+@HERE
+async def test_a_flusher_that_is_cancelled_at_every_step_loses_nothing(place: Place, database: Home) -> None:
+    """Whatever it was doing, the next one stores what is left, and no connection is lent out."""
+    async with site(place, database) as at:
+        writer = at.writer(shards=1)
+        for steps in range(0, 120, 3):
+            await writer.put("a", n(steps))
+            call = asyncio.create_task(at.flusher(shards=1).flush())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.wait([call])
+            assert leaks.in_use(at.clients[0]) == 0
+            await at.let_leases_end(1)
+            await at.flusher(shards=1).flush()
+            assert await at.source.value("a") == steps
+            assert (await writer.stats()).waiting == 0
+
+
+# Against a model
+
+
+class AgainstTheModel(RuleBasedStateMachine):
+    """Two writers, two flushers and a late one, beside a dictionary."""
+
+    KEYS = st.sampled_from(["a", "b", "c"])
+    WHICH = st.sampled_from([0, 1])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.stack = AsyncExitStack()
+        self.model: dict[str, int | None] = {}
+        self.stuck: Source | None = None
+        self.late: asyncio.Task[Any] | None = None
+
+    @initialize(number=st.integers(0, 1 << 60), coalesce=st.booleans())
+    def begin(self, number: int, coalesce: bool) -> None:
+        """Open them on keys and a table of their own."""
+
+        async def made() -> Site:
+            clients = [await self.stack.enter_async_context(opened(embedded.shared().unix_url)) for _ in "ab"]
+            db = await self.stack.enter_async_context(databases.opened(f"sqlite:///{self.folder.name}/db"))
+            await db.execute(naive.TABLE)
+            return Site(f"model-{number}-{os.getpid()}-{id(self)}", Kit(), clients, db)
+
+        self.folder = tempfile.TemporaryDirectory()
+        self.at = self.runner.run(made())
+        self.options: dict[str, Any] = {"shards": 1, "coalesce": coalesce, "max_attempts": 1}
+
+    @rule(which=WHICH, key=KEYS, number=st.integers(0, 99))
+    def put(self, which: int, key: str, number: int) -> None:
+        """Write."""
+        self.runner.run(self.at.writer(which, **self.options).put(key, n(number)))
+        self.model[key] = number
+
+    @rule(which=WHICH, key=KEYS)
+    def delete(self, which: int, key: str) -> None:
+        """Delete."""
+        self.runner.run(self.at.writer(which, **self.options).delete(key))
+        self.model[key] = None
+
+    @rule(which=WHICH, key=KEYS)
+    def get(self, which: int, key: str) -> None:
+        """Read what was written last, wherever it is."""
+        got = self.runner.run(self.at.writer(which, **self.options).get(key, self.at.source.load, key))
+        assert (got and got["n"]) == self.model.get(key)
+
+    @rule(which=WHICH, fails=st.sampled_from([None, ConnectionError(), databases.OutcomeUnknown("")]))
+    def flush(self, which: int, fails: BaseException | None) -> None:
+        """Flush, or fail before or after the commit."""
+        if isinstance(fails, databases.OutcomeUnknown):
+            self.at.source.after = fails
+        elif fails:
+            self.at.source.error = lambda _: fails
+        self.runner.run(self.at.flusher(which, **self.options).flush())
+        self.at.source.error, self.at.source.after = lambda _: None, None
+
+    @rule()
+    def pause(self) -> None:
+        """Let a flusher take a batch and stand still, and its lease end."""
+
+        async def paused() -> None:
+            self.stuck = self.at.source.behind_a_gate()
+            flusher = self.at.flusher(source=self.stuck, **self.options)
+            self.late = asyncio.create_task(flusher.flush())
+            stuck, late = self.stuck, self.late
+            await eventually(lambda: stuck.running or late.done(), within=5)
+            await self.at.let_leases_end(1)
+
+        if self.late is None:
+            self.runner.run(paused())
+
+    @rule()
+    def go_on(self) -> None:
+        """Let it go on."""
+
+        async def going() -> None:
+            if self.stuck and self.late:
+                self.stuck.open.set()
+                await self.late
+
+        self.runner.run(going())
+        self.stuck = self.late = None
+
+    def teardown(self) -> None:
+        """Flush all: the source is the model; close."""
+
+        async def closing() -> None:
+            async with self.stack:
+                await self.at.let_leases_end(1)
+                await self.at.flusher(**self.options).flush()
+                found = {key: number for key, (_, number) in (await self.at.source.rows()).items()}
+                assert found == {key: number for key, number in self.model.items() if number is not None}
+                stats = await self.at.writer(**self.options).stats()
+                assert (stats.waiting, stats.parked) == (0, 0)
+
+        if hasattr(self, "at"):
+            self.go_on()
+            self.runner.run(closing())
+            self.folder.cleanup()
+        self.runner.close()
+
+
+class TestAgainstTheModel(AgainstTheModel.TestCase):  # type: ignore[misc, valid-type]  # Hypothesis makes it
+    """Whatever is written, read, flushed, lost and late, readers and source agree with a dictionary."""
+
+    settings = settings(max_examples=25, stateful_step_count=20)
