@@ -15,6 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from redis.crc import key_slot
+from redis.exceptions import OutOfMemoryError
 
 from patterns import database as databases
 from patterns import embedded
@@ -1325,6 +1326,36 @@ async def test_a_lost_reply_is_an_unsure_write(
         for key, _ in await log():
             book.effect(key)
     book.held("nothing is sent twice; the writer knows that it does not know")
+
+
+@pytest.mark.invariant(1, 5)
+@pytest.mark.fault("the memory of Redis is full (maxmemory, noeviction)")
+async def test_a_full_redis_refuses_writes_and_can_be_emptied(
+    fresh_server: Server, app: str, tmp_path: Path, ledger: Callable[..., Ledger]
+) -> None:
+    """Fifty writes are refused, nothing of them is queued, and the flusher still stores what was."""
+    book = ledger(bound="the queue empties")
+    home = Home(f"sqlite://{tmp_path}/db", "sqlite")
+    async with site(Place("single", fresh_server, None, app), home) as at:
+        writer = at.writer()
+        await faults.put_all(writer, range(50), book)
+        fresh_server.command("CONFIG", "SET", "maxmemory", "1")
+        book.injected()
+        for number in range(50, 100):
+            with pytest.raises(OutOfMemoryError):
+                await writer.put(f"items {number}", n(number))
+            book.failed(f"items {number}")
+        with pytest.raises(OutOfMemoryError):  # not half a replacement, either
+            await writer.put("items 7", n(70))
+        assert await writer.peek("items 7") == n(7)
+        async with at.flusher() as flusher:
+            pass
+        assert flusher.left == ()
+        for key in await at.source.rows():
+            book.effect(key)
+        fresh_server.command("CONFIG", "SET", "maxmemory", "0")
+        await writer.put("a", n(1))
+    book.held("writers get OutOfMemoryError, flushers may go on")
 
 
 @pytest.mark.invariant(6)

@@ -201,7 +201,7 @@ async def primary_killed(own: Cluster, app: str, home: Home, book: Ledger, repli
         await load.answers(300, within=20)
         intact[0].kill()
         book.injected()
-        await load.answers(20, within=20)
+        await load.answers(8, within=20)
         book.recovered()
         await load.stop()
         flusher = at.flusher(**options)

@@ -12,6 +12,8 @@ KEYS of every script, in this order:
 
 A version is the server's time in microseconds, or one more than the last: it rises also where Redis has
 forgotten the last one, and it tells when the write was. Doubles hold it exactly until the year 2255.
+
+Redis 7 or Valkey: the first line of a script says what it may do when the memory is full.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ end
 
 
 def _script(name: str, source: str) -> Script:
-    return Script(f"write_behind.{name}", _KEYS + source)
+    # A full Redis must let flushers work, or it stays full; a put is refused there before it begins.
+    head = "#!lua" if name == "put" else "#!lua flags=allow-oom"
+    return Script(f"write_behind.{name}", head + _KEYS + source)
 
 
 # --8<-- [start:put]
@@ -185,7 +189,7 @@ LIST = _script(
     "list",
     """
 -- ARGV[1] queue or parked, ARGV[2] how many
--- returns {version, key and entry, attempts, why, ...}, the oldest first
+-- returns {version, key and entry, attempts, why, ...}, the oldest first; of the queue no entries
 local ids, found = {}, {}
 if ARGV[1] == 'queue' then
   ids = redis.call('ZRANGE', queue, 0, ARGV[2] - 1)
@@ -195,8 +199,13 @@ else
 end
 for at = 1, math.min(#ids, tonumber(ARGV[2])) do
   local id = ids[at]
+  local record = redis.call('HGET', changes, id) or ''
+  if ARGV[1] == 'queue' then
+    local length, colon = string.match(record, '^(%d+)():')
+    record = length and string.sub(record, 1, colon + length) or ''
+  end
   found[#found + 1] = id
-  found[#found + 1] = redis.call('HGET', changes, id) or ''
+  found[#found + 1] = record
   found[#found + 1] = redis.call('HGET', attempts, id) or '0'
   found[#found + 1] = redis.call('HGET', parked, id) or ''
 end
