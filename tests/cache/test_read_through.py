@@ -27,6 +27,7 @@ from patterns.cache.read_through import (
     StaleServed,
 )
 from patterns.clock import ManualClock
+from patterns.embedded import Cluster
 from patterns.events import Recorder
 from patterns.keyspace import opened
 from tests.cache import read_through_source as naive
@@ -293,17 +294,19 @@ async def test_cancellation_at_every_step_leaks_nothing(
     async with (
         source(database, **{str(n): n for n in range(120)}) as rows,
         cache(url, app, rows) as here,
-        cache(url, app, rows) as there,
+        cache(url, app, rows, load_all=None) as there,
     ):
         for steps in range(60):
             keys = [str(steps), str(steps + 60)]
-            call = asyncio.create_task(here.get_all(keys))
+            cached = there if steps % 3 == 2 else here
+            call = asyncio.create_task(cached.get_all(keys))
             for _ in range(steps):
                 await asyncio.sleep(0)
             call.cancel()
             await asyncio.wait([call])
             book.injected()
-            assert leaks.in_use(here._store._client) == 0
+            assert leaks.in_use(cached._store._client) == 0
+            assert not cached._loads._flights._under_way
             locks = [value_key(app, key, "lock") for key in keys]
             assert await there._store._client.exists(*locks) == 0
             book.acked(steps)
@@ -676,6 +679,40 @@ async def test_redis_that_comes_back_is_filled_again(
     book.naive("get, load, set: every call fails while Redis is away")
 
 
+@pytest.mark.invariant(8)
+@pytest.mark.fault("a primary of a cluster is killed while lists are read")
+async def test_a_dead_primary_costs_loads_and_nothing_else(
+    app: str, tmp_path: Path, ledger: Callable[..., Ledger]
+) -> None:
+    """Every list is right before, during and after the failover; then all of it is cached again."""
+    book, heard = ledger(bound="every answer right, cached again within 15 s", within=15), Recorder()
+    home = Home(f"sqlite://{tmp_path / 'source.db'}", "sqlite")
+    truth = {str(n): n for n in range(30)}
+    with Cluster(primaries=3, replicas=3) as nodes:
+        async with (
+            source(home, **truth) as rows,
+            cache(nodes.url, app, rows, timeout=1, back_off=0.1, on_event=heard) as cached,
+        ):
+            assert await cached.get_all(truth) == truth
+            nodes.primary_of(value_key(app, "7")).kill()
+            book.injected()
+            number = 0
+
+            async def hits() -> bool:
+                nonlocal number
+                number += 1
+                heard.events.clear()
+                book.acked(number)
+                if await cached.get_all(truth) == truth:
+                    book.effect(number)
+                return number > 5 and len(heard.of(CacheHit)) == 30
+
+            await eventually(hits, within=15)
+            book.recovered()
+    book.held("what cannot be read is loaded; the replica takes over, and is filled")
+    book.naive("get, load, set: the caller gets the error of Redis")
+
+
 @ONCE
 @pytest.mark.invariant(8)
 @pytest.mark.fault("the reply to a command is lost")
@@ -749,6 +786,7 @@ async def test_expired_values_stand_in_for_loads_that_failed(url: str, app: str,
         (served,) = heard.of(StaleServed)
         assert served.stale_seconds == pytest.approx(30, abs=2)
         assert await cached.get("a") == 1
+        assert await outcome_of(cached.refresh("a", ahead=1)) == "ConnectionError"
         await cached.invalidate("a")
         assert await outcome_of(cached.get("a")) == "ConnectionError"
 

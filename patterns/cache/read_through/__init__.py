@@ -6,14 +6,15 @@ is given once, for one key and for many, and the cache answers for it.
 
 Guaranteed, each by a test that rejects a naive variant:
 
-1. `get` and `get_all` return what the source says, or said no longer ago than `ttl` times 1 + jitter, and
-   never a miss for what the source has, also where Redis is empty.
+1. `get` and `get_all` return what the source says, or what was loaded from it no longer ago than `ttl` times
+   1 + jitter, and never a miss for what the source has, also where Redis is empty.
 2. A key is loaded once at a time, whether `get`, `get_all` or both ask for it, in however many processes,
    while the load takes less than `lease`; without Redis, once at a time in each process. No more than
    `max_loads` calls of `load` and `load_all` run at once in a process.
 3. A load that fails, hangs or is cancelled tells all who wait for it, ends with the `lease`, keeps nothing,
    and the next caller loads anew. None, "the source has no such thing", is no failure: it is a value, kept
-   for `negative_ttl`. A caller that is cancelled takes the load from nobody else.
+   for `negative_ttl`. A caller that is cancelled takes the load from nobody else. For errors in `stale_on`
+   an expired value stands in, until `stale_if_error` seconds after it expired or it is invalidated.
 4. `get_all` asks `load_all` for exactly the keys that are missing, each once, at most `batch` at a time, and
    returns all keys in the order asked. Where some fail, the others are kept, and NotAllLoaded has both;
    a key that `load_all` does not return is not kept, and is not None.
@@ -314,8 +315,8 @@ class ReadThrough:
         self._loader.refuse_within(key)
         self._store.keys(key)  # or it raises
         outcome = await self._loads.ahead(key, ahead)
-        if outcome.error is not None:
-            raise outcome.error
+        if error := outcome.error or outcome.hidden:
+            raise error
         return outcome.kept > 0
 
     async def _look(self, key: str) -> Any:

@@ -44,12 +44,14 @@ class Outcome:
         error: why there is none.
         current_at: a tick at which it surely was the newest; callers that came after it must look again.
         kept: seconds for which it was kept just now.
+        hidden: the error of the load for which an expired entry stands in.
     """
 
     entry: bytes = b""
     error: BaseException | None = None
     current_at: int = sys.maxsize
     kept: float = 0.0
+    hidden: BaseException | None = None
 
 
 PASSED = Outcome(current_at=0)  # somebody else loads it, and who only refreshes does not wait
@@ -298,7 +300,7 @@ class Loads:
                 continue
             stale = max(0.0, self._policy.stale_if_error - left)
             emit(self._on_event, StaleServed(self._name, key, stale, type(error).__name__))
-            stand_ins[key] = Outcome(entry, current_at=tick)
+            stand_ins[key] = Outcome(entry, current_at=tick, hidden=error)
         return stand_ins
 
     async def _released(self, keys: list[str], token: str) -> dict[str, tuple[bytes, float]]:

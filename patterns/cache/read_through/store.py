@@ -8,11 +8,13 @@ for each, in a pipeline. A key that Redis refuses does not fail the others.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 
 from patterns.cache.cache_aside.scripts import BEGIN, FILL, READ, RELEASE
@@ -21,7 +23,7 @@ from patterns.entry import Unreadable, stale_ms
 from patterns.outage import NoCache
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from patterns.keyspace import Script
 
@@ -62,10 +64,7 @@ class Entries(Store):
         if isinstance(self._client, Redis):
             values: list[Any] = await self._client.mget(list(names.values()))
         else:
-            async with self._client.pipeline(transaction=False) as pipe:
-                for name in names.values():
-                    pipe.get(name)
-                values = _some(await pipe.execute(raise_on_error=False))
+            values = await self._in_one_go({name: ("GET", name) for name in names.values()})
         return {key: value for key, value in zip(names, values, strict=True) if isinstance(value, bytes)}
 
     # --8<-- [end:read_all]
@@ -129,26 +128,39 @@ class Entries(Store):
         return replies
 
     async def _run(self, command: str, script: str, args: Args) -> dict[str, Any]:
-        async with self._client.pipeline(transaction=False) as pipe:
-            for key, values in args.items():
-                names = self.keys(key)
-                pipe.execute_command(command, script, len(names), *names, *values)
-            return dict(zip(args, _some(await pipe.execute(raise_on_error=False)), strict=True))
+        commands = {}
+        for key, values in args.items():
+            names = self.keys(key)
+            commands[names[0]] = (command, script, len(names), *names, *values)
+        return dict(zip(args, await self._in_one_go(commands), strict=True))
 
     # --8<-- [end:each]
+
+    async def _in_one_go(self, commands: Mapping[str, tuple[Any, ...]]) -> list[Any]:
+        """Return the replies to commands, each with a key of its own; unless all of them are errors."""
+        try:
+            async with self._client.pipeline(transaction=False) as pipe:
+                for command in commands.values():
+                    pipe.execute_command(*command)
+                replies: list[Any] = await pipe.execute(raise_on_error=False)
+        except RedisConnectionError:
+            await self._look_around(commands)
+            raise
+        errors = [reply for reply in replies if isinstance(reply, Exception)]
+        if len(errors) == len(replies) and not all(isinstance(error, NoScriptError) for error in errors):
+            raise errors[0]
+        return replies
+
+    async def _look_around(self, names: Iterable[str]) -> None:
+        """Ask each node for a key: a command that fails makes the client read its map anew, a pipeline not."""
+        if not isinstance(self._client, Redis):
+            nodes: dict[Any, str] = {self._client.get_node_from_key(name): name for name in names}
+            await asyncio.gather(*[self._client.get(name) for name in nodes.values()], return_exceptions=True)
 
 
 @cache
 def _sha(script: Script) -> str:
     return hashlib.sha1(script.source.encode(), usedforsecurity=False).hexdigest()
-
-
-def _some(replies: list[Any]) -> list[Any]:
-    """Return the replies, unless none of them is one."""
-    errors = [reply for reply in replies if isinstance(reply, Exception)]
-    if len(errors) == len(replies) and not all(isinstance(error, NoScriptError) for error in errors):
-        raise errors[0]
-    return replies
 
 
 def _may_be_stale(entry: bytes) -> bool:
