@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from patterns.database import Database
     from tests.postgres import Home
 
-TABLE = "CREATE TABLE thing (id TEXT PRIMARY KEY NOT NULL, body TEXT NOT NULL)"
+TABLE = "CREATE TABLE IF NOT EXISTS thing (id TEXT PRIMARY KEY NOT NULL, body TEXT NOT NULL)"
 PUT = "INSERT INTO thing VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET body = excluded.body"
 
 
@@ -112,6 +112,7 @@ async def source(database: Home, **rows: Any) -> AsyncIterator[Source]:
         if database.engine == "sqlite":
             await db.fetch("PRAGMA synchronous = OFF")  # no test cuts the power
         await db.execute(TABLE)
+        await db.execute("DELETE FROM thing")
         lent = Source(db)
         await lent.put(**rows)
         lent.writes = 0

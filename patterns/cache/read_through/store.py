@@ -152,7 +152,7 @@ class Entries(Store):
         return replies
 
     async def _look_around(self, names: Iterable[str]) -> None:
-        """Ask each node for a key: a command that fails makes the client read its map anew, a pipeline not."""
+        """Ask each node for a key: a command that fails has the client read its map, a pipeline has not."""
         if not isinstance(self._client, Redis):
             nodes: dict[Any, str] = {self._client.get_node_from_key(name): name for name in names}
             await asyncio.gather(*[self._client.get(name) for name in nodes.values()], return_exceptions=True)
