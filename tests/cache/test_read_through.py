@@ -52,6 +52,7 @@ from tests.cache.read_through_checks import (
     policy,
     value_key,
 )
+from tests.cache.read_through_model import AgainstTheModel
 from tests.cache.read_through_source import source
 from tests.eventually import eventually
 from tests.faults import Ledger, leaks, proxy
@@ -1014,3 +1015,8 @@ async def test_a_miss_that_joins_a_refresh_elsewhere_loads_for_itself(
         assert not await refreshing
         await client.delete(value_key(app, "a", "lock"))
         assert await reader == 1
+
+
+# all of it against a model
+
+TestAgainstTheModel = AgainstTheModel.TestCase
