@@ -1,0 +1,540 @@
+"""What is checked of Refresh-Ahead and of its naive variants alike; and how they are made."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+import uuid
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from patterns.cache.refresh_ahead import (
+    MISS,
+    Policy,
+    RefreshAhead,
+    RefreshBegan,
+    RefreshFailed,
+    RefreshPutOff,
+)
+from patterns.clock import ManualClock
+from patterns.events import Recorder
+from patterns.keyspace import opened
+from tests.cache.read_through_source import source
+from tests.eventually import eventually
+from tests.faults import leaks, proxy
+from tests.faults.workers import Worker
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import AsyncIterator, Awaitable
+    from contextlib import ExitStack
+
+    from patterns.embedded import Server
+    from tests.faults import Ledger
+    from tests.postgres import Home
+
+Make = Any  # RefreshAhead or a naive variant with the same constructor
+TTL = 60.0
+
+
+def policy(kind: type[Policy] = Policy, **changes: Any) -> Policy:
+    """Return a policy whose time-outs a busy machine does not reach: due in the last 30 of 60 seconds."""
+    defaults: dict[str, Any] = {"ttl": TTL, "negative_ttl": 10, "max_loads": 200, "max_refreshes": 100}
+    defaults |= {"lease": 10, "timeout": 5, "refresh_pause": 30}
+    if "beta" not in changes:
+        defaults["refresh_after"] = 0.5
+    return kind(**(defaults | changes))
+
+
+@asynccontextmanager
+async def cache(
+    url: str, app: str, here: Any, make: Make = RefreshAhead, *, name: str = "users", **options: Any
+) -> AsyncIterator[Any]:
+    """Lend a cache of the source `here` with a client of its own, as one more process would have it."""
+    given: dict[str, Any] = {"load": getattr(here, "load", here)}
+    for key in ("codec", "clock", "rng", "on_event"):
+        if key in options:
+            given[key] = options.pop(key)
+    opening: Any = {"max_connections": 16} | options.pop("opening", {})
+    async with (
+        opened(url, **opening) as client,
+        make(name, client, policy(**options), app=app, **given) as made,
+    ):
+        yield made
+
+
+def key_of(app: str, key: str = "a", role: str = "value") -> str:
+    """Return a key of `key` in the cache `users`."""
+    return f"{app}:{{refresh_ahead:users/{key}}}:{role}"
+
+
+async def age(client: Any, app: str, *keys: str, left: float = 5) -> None:
+    """Bring entries into their last seconds; nothing waits for a real TTL."""
+    for key in keys:
+        assert await client.pexpire(key_of(app, key), round(left * 1000)), f"{key} has no entry"
+
+
+async def end_the_pause(client: Any, app: str, clock: ManualClock, *keys: str) -> None:
+    """Let the pause after an attempt end, here and in Redis."""
+    clock.jump(30)
+    for key in keys:
+        await client.pexpireat(key_of(app, key, "pause"), 1)
+
+
+async def outcome_of(call: Awaitable[Any]) -> Any:
+    """Return what `call` returned, or the name of what it raised."""
+    try:
+        return await call
+    except Exception as error:
+        return type(error).__name__
+
+
+async def idle(*caches: Any) -> None:
+    """Wait until no refresh runs."""
+    await eventually(lambda: not any(each._refresher._tasks for each in caches), within=10)
+
+
+async def check_no_value_outlives_its_ttl(
+    url: str, app: str, database: Home, make: Make, book: Ledger | None = None
+) -> None:
+    """A value is read through twenty failing refreshes until its end; then it must be gone."""
+    clock, heard = ManualClock(), Recorder()
+    async with (
+        source(database, a=1) as rows,
+        cache(url, app, rows, make, clock=clock, on_event=heard, ttl=100, jitter=0.2) as cached,
+        opened(url) as client,
+    ):
+        assert await cached.get("a") == 1
+        assert 79 < await client.pttl(key_of(app)) / 1000 <= 100, "it lives too long or too short"
+        rows.errors = {"a": OSError("down")}
+        for number in range(1, 21):
+            left = 40 - number
+            await age(client, app, "a", left=left)
+            assert await cached.get("a") == 1
+            await eventually(lambda n=number: len(heard.of(RefreshFailed)) == n, within=10)  # type: ignore[misc]  # mypy knows no lambda with a default
+            await idle(cached)
+            assert await client.pttl(key_of(app)) <= left * 1000, "a failing refresh made it live longer"
+            await end_the_pause(client, app, clock, "a")
+            if book:
+                book.injected()
+                book.acked(number)
+                book.effect(number)
+        assert await leaks.immortal_keys(client, app) == []
+        await client.pexpireat(key_of(app), 1)
+        assert await outcome_of(cached.get("a")) == "OSError", "an old value was served after its end"
+
+
+async def check_no_reader_waits(
+    url: str, app: str, database: Home, make: Make, book: Ledger | None = None
+) -> None:
+    """Two processes with 100 readers each find a value due; its load does not end before all are served."""
+    async with (
+        source(database, a="old") as rows,
+        cache(url, app, rows, make) as here,
+        cache(url, app, rows, make) as there,
+        opened(url) as client,
+    ):
+        assert [await here.get("a"), await there.get("a")] == ["old", "old"]
+        await (age(client, app, "a") if make.__name__ != "Expires" else client.delete(key_of(app)))
+        await rows.put(a="new")
+        rows.open.clear()
+        readers = [asyncio.create_task(each.get("a")) for each in (here, there) for _ in range(100)]
+        if book:
+            book.injected(200)
+        try:
+            await eventually(lambda: rows.running, within=10)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(5 if make is RefreshAhead else 0.5):
+                    await asyncio.wait(readers)
+            waited = sum(not reader.done() for reader in readers)
+            if book:
+                for number, reader in enumerate(readers):
+                    book.acked(number)
+                    if reader.done():
+                        book.effect(number)
+            assert waited == 0, f"{waited} of 200 readers waited for the load"
+            assert [reader.result() for reader in readers] == ["old"] * 200
+        finally:
+            rows.open.set()
+            await asyncio.gather(*readers)
+        await idle(here, there)
+        assert [await here.get("a"), await there.get("a")] == ["new", "new"]
+        assert rows.loads == 2
+
+
+async def check_one_refresh_at_a_time(url: str, app: str, database: Home, make: Make) -> None:
+    """Two processes read a due value again and again while it is loaded, and after the load has failed."""
+    heard = Recorder()
+    clock = ManualClock()
+    async with (
+        source(database, a=1) as rows,
+        cache(url, app, rows, make, clock=clock, on_event=heard) as here,
+        cache(url, app, rows, make, clock=clock, on_event=heard) as there,
+        opened(url) as client,
+    ):
+        await here.get("a")
+        await age(client, app, "a")
+        rows.open.clear()
+        rows.errors = {"a": OSError()}
+        try:
+            for _ in range(20):
+                for each in (here, there):
+                    await asyncio.gather(*[each.get("a") for _ in range(5)])
+                await client.ping()
+            await eventually(lambda: rows.running, within=5)
+            assert rows.most == 1, f"{rows.most} loads of one key at once"
+        finally:
+            rows.open.set()
+        await eventually(lambda: not rows.running, within=5)
+        for _ in range(20):
+            assert [await here.get("a"), await there.get("a")] == [1, 1]
+        assert rows.loads == 2, f"{rows.loads - 1} attempts in one pause"
+        await idle(here, there)
+        await end_the_pause(client, app, clock, "a")
+        rows.errors = {}
+        await asyncio.gather(here.get("a"), there.get("a"))
+        await idle(here, there)
+        assert rows.loads == 3
+        assert await client.pttl(key_of(app)) > 50_000
+
+
+async def check_an_invalidation_wins(
+    url: str, app: str, database: Home, make: Make, book: Ledger | None = None
+) -> None:
+    """A refresh began before a write, or before a deletion, in another process, and ends after it."""
+    async with (
+        source(database) as rows,
+        cache(url, app, rows, make) as here,
+        cache(url, app, rows) as there,
+        opened(url) as client,
+    ):
+        for number in range(10):
+            for key, after in ((f"written{number}", "new"), (f"deleted{number}", None)):
+                await rows.put(**{key: "old"})
+                await here.get(key)
+                await age(client, app, key)
+                rows.open.clear()
+                assert await here.get(key) == "old"
+                await eventually(lambda: rows.running == 1, within=5)
+                await (rows.put(**{key: after}) if after else rows.delete(key))
+                await there.invalidate(key)
+                rows.open.set()
+                await idle(here)
+                if book:
+                    book.injected()
+                    book.acked(key)
+                    if [await here.get(key), await there.get(key)] == [after, after]:
+                        book.effect(key)
+                else:
+                    assert await there.get(key) == after, "the refresh brought the old value back"
+                    assert await here.get(key) == after
+
+
+async def check_failures_cost_no_reader_anything(url: str, app: str, database: Home, make: Make) -> None:
+    """A refresh fails, hangs, and cancels itself; a hundred reads around each get the old value."""
+    clock, heard = ManualClock(), Recorder()
+    async with (
+        source(database, a=1) as rows,
+        cache(url, app, rows, make, clock=clock, on_event=heard) as cached,
+        opened(url) as client,
+    ):
+        await cached.get("a")
+        ways = [OSError("disk"), asyncio.CancelledError(), ExceptionGroup("two", [OSError(), LookupError()])]
+        told = ["OSError", "LoadCancelled", "ExceptionGroup"]
+        for number, error in enumerate(ways, 1):
+            rows.errors = {"a": error}
+            await age(client, app, "a", left=20)
+            before = rows.loads
+            for _ in range(50):
+                got = await asyncio.gather(*[outcome_of(cached.get("a")) for _ in range(2)])
+                assert got == [1, 1], f"a reader got {got}"
+            await eventually(lambda n=number: len(heard.of(RefreshFailed)) >= n, within=5)  # type: ignore[misc]  # as above
+            await idle(cached)
+            assert rows.loads - before == 1, f"{rows.loads - before} attempts in 100 reads"
+            await end_the_pause(client, app, clock, "a")
+        assert [event.error for event in heard.of(RefreshFailed)] == told
+        rows.errors = {}
+        rows.open.clear()
+        await cached.get("a")
+        await eventually(lambda: rows.running == 1, within=5)
+        await clock.advance(10)  # the lease
+        await eventually(lambda: len(heard.of(RefreshFailed)) == 4, within=5)
+        assert heard.of(RefreshFailed)[-1].error == "LoadTimedOut"
+        await idle(cached)
+        rows.open.set()
+        assert rows.running == 0
+        assert await cached.get("a") == 1
+        assert await client.exists(key_of(app, role="lock")) == 0
+
+
+async def check_idle_keys_are_not_refreshed(url: str, app: str, database: Home, make: Make) -> None:
+    """Fifty keys are read once, and hours pass; one is read in its last part, once."""
+    clock = ManualClock()
+    keys = [str(n) for n in range(50)]
+    async with (
+        source(database, **dict.fromkeys(keys, 1)) as rows,
+        cache(url, app, rows, make, clock=clock) as cached,
+        opened(url) as client,
+    ):
+        for key in keys:
+            await cached.get(key)
+        await clock.advance(3 * TTL)
+        await eventually(lambda: not rows.running, within=5)
+        assert rows.loads == 50, f"{rows.loads - 50} loads of what nobody read"
+        await age(client, app, *keys)
+        assert await cached.peek("7") == 1
+        await cached.get("7")
+        await idle(cached)
+        await clock.advance(3 * TTL)
+        assert rows.loads == 51
+
+
+request: ContextVar[str] = ContextVar("request", default="none")
+
+
+async def check_refreshes_are_bounded_and_end(
+    url: str, app: str, database: Home, make: Make, book: Ledger | None = None
+) -> None:
+    """Fifty keys are due at once, and refreshes have 4 places; in the middle the cache is closed."""
+    heard = Recorder()
+    seen: set[str] = set()
+    keys = [str(n) for n in range(50)]
+    async with source(database, **dict.fromkeys(keys, 1), b=2) as rows, opened(url) as client:
+
+        async def load(key: str) -> Any:
+            seen.add(request.get())
+            return await rows.load(key)
+
+        rule = policy(max_refreshes=4, max_loads=5)
+        # On a client that lives on: what runs on after the end does not open it again.
+        async with make("users", client, rule, load=load, app=app, on_event=heard) as cached:
+            for key in keys:
+                await cached.get(key)
+            seen.clear()
+            rows.most = 0
+            await age(client, app, *keys)
+            rows.open.clear()
+            request.set("of a reader")
+            assert await asyncio.gather(*[cached.get(key) for key in keys]) == [1] * 50
+            await eventually(lambda: rows.running >= 4, within=5)
+            assert len(heard.of(RefreshPutOff)) == 46, (
+                f"{50 - len(heard.of(RefreshPutOff))} refreshes at once"
+            )
+            assert seen == {"none"}, "a refresh runs in the context of a request"
+            waits = asyncio.create_task(cached.get("b"))
+            await eventually(lambda: rows.running == 5, within=5)
+            if book:
+                book.injected(50)
+                for key in keys:
+                    book.acked(key)
+                    book.effect(key)
+            assert rows.most == 5
+            waits.cancel()
+            await asyncio.wait([waits])
+        left = rows.running
+        rows.open.set()
+        request.set("none")
+        await eventually(lambda: not cached._refresher._tasks, within=5)
+        assert left == 0, f"{left} refreshes ran on after the end"
+        locks = [key_of(app, key, "lock") for key in keys]
+        assert [lock for lock in locks if await client.exists(lock)] == []
+        assert [await client.exists(key_of(app, key)) for key in keys] == [1] * 50, "an old value was lost"
+        async with cache(url, app, rows, make) as cached:
+            await cached.aclose()
+            await cached.aclose()
+            await age(client, app, "7")
+            before = rows.loads
+            assert [await cached.get("7"), await cached.get("b")] == [1, 2]
+            assert rows.loads - before == 1, "a refresh began after the end"
+
+
+def loads_of_lives(kind: type[Policy], took: float, rng: random.Random) -> tuple[float, float]:
+    """Return loads and ends with readers waiting, per life, of 200 lives, where nobody asks anybody.
+
+    5,000 readers come in each `ttl`; a load that begins ends `took` later, and all that have begun by then
+    count. That is the worst case: the lease makes one load of them.
+    """
+    rule = policy(kind, beta=1, ttl=TTL, jitter=0)
+    lives, step = 200, TTL / 5_000
+    loads = ends = 0
+    for _ in range(lives):
+        left, done_at = TTL, -math.inf
+        while left > done_at:
+            left -= step
+            if left <= 0:
+                ends += 1
+                loads += done_at == -math.inf
+                break
+            if rule.is_due(left, took, negative=False, rng=rng):
+                loads += 1
+                done_at = max(done_at, left - took)
+    return loads / lives, ends / lives
+
+
+def check_chance_spreads_the_readers(kind: type[Policy], rng: random.Random) -> None:
+    """Loads of a tenth of a second, of one and of two."""
+    for took in (0.1, 1.0, 2.0):
+        loads, ends = loads_of_lives(kind, took, rng)
+        assert loads <= 4, f"{loads:.1f} loads in one life where one takes {took} s"
+        assert ends <= 0.1, f"{ends:.0%} of the lives ended first where a load takes {took} s"
+
+
+async def check_only_what_can_be_read_again_is_kept(url: str, app: str, database: Home, make: Make) -> None:
+    """Values that JSON cannot hold, or that are too large, are loaded first and in a refresh."""
+    bad: dict[str, Any] = {"set": {1}, "nan": math.nan, "surrogate": "\ud800", "large": "x" * 99}
+    values: dict[str, Any] = {}
+    heard = Recorder()
+
+    async def load(key: str) -> Any:
+        return values.get(key, (1, "x" * 93))
+
+    async with (
+        source(database),
+        opened(url) as client,
+        cache(url, app, load) as fine,
+        cache(url, app, load, make, max_bytes=99, on_event=heard) as cached,
+    ):
+        for key, value in bad.items():
+            values[key] = value
+            assert await outcome_of(cached.get(key)) == "NotCacheable", f"kept: {key}"
+            names = [key_of(app, key, role) for role in ("value", "lock")]
+            assert await client.exists(*names) == 0
+            del values[key]
+            assert await cached.get(key) == [1, "x" * 93]  # 99 bytes of JSON
+            values[key] = value
+            await age(client, app, key)
+            assert await cached.get(key) == [1, "x" * 93]
+        await idle(cached)
+        assert [event.error for event in heard.of(RefreshFailed)] == ["NotCacheable"] * 4
+        assert [await fine.peek(key) for key in bad] == [[1, "x" * 93]] * 4
+        first, second = await asyncio.gather(cached.get("pair"), cached.get("pair"))
+        first.append(3)
+        assert second == await cached.get("pair")
+        for wrong in ("", "\ud800"):
+            for call in (cached.get(wrong), cached.invalidate("set", wrong), cached.peek(wrong)):
+                assert await outcome_of(call) == "ValueError"
+        assert await fine.peek("set") is not MISS
+
+
+async def check_a_lost_cache_is_the_sources_business(
+    url: str, app: str, database: Home, make: Make, book: Ledger | None = None
+) -> None:
+    """All answers of Redis are swallowed while 20 values are due, and 20 callers want them."""
+    heard = Recorder()
+    port = int(url.rpartition(":")[2].partition("/")[0])
+    keys = [str(n) for n in range(20)]
+    async with (
+        source(database, **dict.fromkeys(keys, "old")) as rows,
+        cache(url, app, rows) as there,
+        proxy(port, book) as p,
+        cache(p.url, app, rows, make, timeout=0.3, back_off=30, on_event=heard) as cached,
+        opened(url) as client,
+    ):
+        for key in keys:
+            await there.get(key)
+        await age(client, app, *keys)
+        await rows.put(**dict.fromkeys(keys, "new"))
+        p.hole("down")
+        start = time.monotonic()
+        got = await asyncio.gather(*[outcome_of(cached.get(key)) for key in keys])
+        if book:
+            for key in keys:
+                book.acked(key)
+                book.effect(key)
+        assert got == ["new"] * 20
+        assert time.monotonic() - start < 2.5, "one time-out of 0.3 s, and the callers waited longer"
+        assert began(heard) == 0
+        assert heard.names().count("CacheLost") == 1
+
+
+PROCESSES, CALLERS = 2, 100
+
+
+class Readers:
+    """Processes of 100 readers each, which carry out one order after the other.
+
+    Args:
+        server: where the orders are.
+        stack: ends the processes.
+    """
+
+    def __init__(self, server: Server, stack: ExitStack) -> None:
+        self.server, self.orders = server, f"orders-{uuid.uuid4().hex}"
+        program = "tests.cache.refresh_ahead_readers"
+        self.workers = [
+            stack.enter_context(Worker(program, server.url, self.orders)) for _ in range(PROCESSES)
+        ]
+
+    async def at_the_end(
+        self, url: str, app: str, kind: str, *, lease: float = 20, fate: str = "refresh"
+    ) -> tuple[int, int, float]:
+        """Let all read a value that is due (for `expires`: that has expired) while it is loaded.
+
+        Returns how many were served before its load ended, how many loads there were, and the seconds until
+        all had the new value. With the fate `kill` the process that loads is killed, with `pause` it stands
+        still until the others have the new value.
+        """
+        order = {"app": app, "kind": kind, "url": url, "lease": f"{lease:g}", "callers": str(CALLERS)}
+        self.server.command("XADD", self.orders, "*", *chain.from_iterable(order.items()))
+        loop = asyncio.get_running_loop()
+        async with opened(url) as client:
+
+            async def loading(more_than: int = 0) -> list[bytes]:
+                found: Any = await client.lrange(f"{app}:loads", 0, -1)
+                return list(found) if len(found) > more_than else []
+
+            for worker in self.workers:
+                await worker.said(f"{app} ready", within=30)
+            await (client.delete(key_of(app)) if kind == "expires" else age(client, app, "a", left=40))
+            await client.xadd(f"{app}:go", {"now": 1})
+            served = 0
+            for worker in self.workers:
+                *_, number = (await worker.said(f"{app} served", within=30)).split()
+                served += int(number)
+            (pid, *_) = await eventually(loading, within=10)
+            began = loop.time()
+            (holder,) = [worker for worker in self.workers if worker.pid == int(pid)]
+            if fate == "kill":
+                holder.kill()
+                self.workers.remove(holder)
+            elif fate == "pause":
+                holder.stop()
+            if fate != "refresh":
+                await eventually(lambda: loading(more_than=1), within=lease + 10)
+            expected = {"each_reader": PROCESSES * CALLERS, "each_process": PROCESSES}.get(kind, 1)
+            await eventually(lambda: loading(more_than=expected - 1), within=20)
+            before = len(await loading())
+            await client.xadd(f"{app}:gate", {"open": 1})
+            for worker in self.workers:
+                if fate != "pause" or worker is not holder:
+                    await worker.said(f"{app} new", within=30)
+            took = loop.time() - began
+            if fate == "pause":
+                holder.cont()
+                await holder.said(f"{app} new", within=30)
+            loads = len(await loading()) if kind == "refresh_ahead" else before
+            return served, loads, took
+
+
+async def check_processes_refresh_once_and_nobody_waits(
+    readers: Readers, url: str, app: str, kind: str, book: Ledger
+) -> None:
+    """Two processes of a hundred readers each read a hot value at its end."""
+    served, loads, _ = await readers.at_the_end(url, app, kind)
+    book.injected(PROCESSES * CALLERS)
+    for number in range(PROCESSES * CALLERS):
+        book.acked(number)
+        if number < served:
+            book.effect(number)
+    book.acked("load")
+    book.effect("load", loads)
+    assert loads == 1, f"{loads} loads for {PROCESSES} processes"
+    assert served == PROCESSES * CALLERS, f"{PROCESSES * CALLERS - served} readers waited for the load"
+
+
+def began(heard: Recorder) -> int:
+    """Return how many refreshes have begun."""
+    return len(heard.of(RefreshBegan))
