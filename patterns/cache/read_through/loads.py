@@ -118,7 +118,7 @@ class Loads:
                 while left:
                     landed = await self._flights.share(left, begin)
                     # Else it may be older than a write that had ended before we came.
-                    outcomes.update({key: got for key, got in landed.items() if got.current_at > came})
+                    outcomes.update((key, got) for key, got in landed.items() if got.current_at > came)
                     left = [key for key in left if key not in outcomes]
 
         if len(keys) <= size:
