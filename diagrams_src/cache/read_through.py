@@ -1,9 +1,10 @@
 """Callers ask one ReadThrough for keys and never see the source: it owns load and load_all.
 
-Many callers in two processes ask their ReadThrough by get and get_all. It reads Redis, one MGET on one server or a
-pipeline for each node of a cluster. What is missing joins one flight for each key; the flight asks Redis for the
-leases, and only the process that gets them calls load or load_all of the source, then fills Redis if nothing was
-invalidated meanwhile. The other process waits for the entries. Whoever changes the source calls invalidate.
+Many callers in two processes ask their ReadThrough by get and get_all. It reads Redis, by one MGET on one
+server or a pipeline for each node of a cluster. What is missing joins one flight for each key; the flight
+asks Redis for the leases, and only the process that gets them calls load or load_all of the source, then
+fills Redis if nothing was invalidated meanwhile. The other process waits for the entries. Whoever changes
+the source calls invalidate.
 """
 
 from diagrams.onprem.client import Users
