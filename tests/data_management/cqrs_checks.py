@@ -507,7 +507,7 @@ async def check_readers_see_whole_models(place: Place, rebuild: Any, book: Ledge
         before = shop.projector(HashModel("stock", shop.store, old))
         await before.catch_up()
         await View("stock", shop.store).switch(1)
-        view = View("stock", there.store)
+        view = View("stock", there.store, refresh=0)
         wanted = await look(view, items)
         assert wanted is not None
         torn: list[Any] = []

@@ -20,6 +20,7 @@ from patterns.clock import ManualClock
 from patterns.data_management.cqrs import (
     AppendConflicted,
     Appended,
+    Dropped,
     EventStore,
     Fact,
     FactFailed,
@@ -126,9 +127,9 @@ def here(server: Server, app: str) -> Place:
 
 
 @pytest.fixture(params=["one server", "3+3 cluster"])
-def redis(request: pytest.FixtureRequest, app: str) -> Place:
+def redis(request: pytest.FixtureRequest, server: Server, app: str) -> Place:
     """Log and read model in Redis."""
-    running = request.getfixturevalue("server" if request.param == "one server" else "cluster")
+    running = server if request.param == "one server" else request.getfixturevalue("cluster")
     return Place(running.url, None, app)
 
 
@@ -766,24 +767,33 @@ async def test_a_switch_waits_for_its_model_and_a_drop_for_its_readers(redis: Pl
         for generation in (1, 2):
             model = HashModel("stock", shop.store, shop.model()._apply, generation=generation)
             await shop.projector(model).catch_up()
+        # A reader believes that the first is live; it is switched and dropped, and the reader looks again.
+        slow = [View("stock", shop.store, refresh=1000) for _ in range(3)]
+        for each in slow:
+            assert (await each.get("item 0"))["seen"]
         await view.switch(2)
         assert heard.of(ModelSwitched) == [ModelSwitched("stock", 1), ModelSwitched("stock", 2)]
-
-        # A reader has asked which is live, and then it was switched and dropped.
-        slow = View("stock", shop.store)
-        answers = iter([1, 2, 2, 2])
-
-        async def live() -> int:
-            return next(answers)
-
-        slow.live = live  # type: ignore[method-assign]  # the race, as a sequence
+        assert (await slow[0].get("item 0", at=last.position))["seen"], "the old model is whole"
         await view.drop(1)
-        assert (await slow.get("item 0"))["seen"]
-        answers = iter([1, 2, 2, 2])
-        assert await slow.get("item 1", at=last.position) is not None
-        behind = shop.projector(shop.model())
+        assert (await slow[0].get("item 0"))["seen"]
+        assert (await slow[1].get("item 0", at=last.position))["seen"]
+        elsewhere = Position(1 - min(1, last.position.partition), 0)
+        assert (await slow[2].get("item 0", at=elsewhere))["seen"]
+        with pytest.raises(Dropped):  # somebody starts the old program again
+            await shop.projector(shop.model()).catch_up()
+        late = shop.projector(shop.model(), on_event=heard)
+        await late.run()
+        assert [each.error for each in heard.of(PartitionStopped)] == 3 * ["Dropped"]
+        assert (await slow[2].get("item 0"))["seen"]
+        for within in (math.nan, -1):
+            with pytest.raises(ValueError, match="within"):
+                await view.get("item 0", at=last.position, within=within)
+            with pytest.raises(ValueError, match="within"):
+                await view.wait_for(last.position, within=within)
+        third = HashModel("stock", shop.store, shop.model()._apply, generation=3)
+        behind = shop.projector(third)
         await behind.take()
-        await view.drop(1)
+        await view.drop(3)
         with pytest.raises(TakenOver):
             await behind.catch_up()
 
@@ -806,12 +816,12 @@ async def test_a_comparison_of_ids_finds_it_out_too_late(here: Place) -> None:
 
 @pytest.mark.invariant(11)
 @pytest.mark.fault("a replica that has not got the last facts is promoted")
-async def test_a_failover_that_loses_facts_is_found_out(ledger: Callable[..., Ledger], app: str) -> None:
+async def test_a_failover_that_loses_facts_is_found_out(here: Place, ledger: Callable[..., Ledger]) -> None:
     """The facts are gone, as the page says; the model that had seen them is not believed any more."""
     book = ledger(lost=6, bound="HistoryLost at the next look; rebuilt rows equal a replay")
     with Server() as models, Server() as primary, Server(replica_of=primary) as replica:
         async with opened(models.url) as beside, opened(replica.url) as promoted:
-            place = Place(primary.url, None, app)
+            place = replace(here, url=primary.url)
             async with place.shop(partitions=1) as shop:
                 await shop.fill(10, items=2)
                 await promoted_to(promoted, shop)
@@ -994,11 +1004,9 @@ async def test_facts_that_another_codec_wrote_are_poison_and_not_the_end(redis: 
 
 @pytest.mark.invariant(3, 5)
 @pytest.mark.fault("Redis is killed (SIGKILL) and comes back, while commands and projectors run")
-async def test_an_outage_is_waited_out(
-    fresh_server_with_aof: Server, app: str, ledger: Callable[..., Ledger]
-) -> None:
+async def test_an_outage_is_waited_out(durable: Server, app: str, ledger: Callable[..., Ledger]) -> None:
     """Commands are repeated under their id; the projector waits, and goes on where it was."""
-    redis = fresh_server_with_aof
+    redis = durable
     book, heard = ledger(within=10), Recorder()
     place = Place(redis.url, None, app)
     async with place.shop(partitions=2) as shop:
@@ -1044,8 +1052,8 @@ def more_applied(heard: Recorder, than: int) -> bool:
 
 
 @pytest.fixture
-def fresh_server_with_aof() -> Iterator[Server]:
-    """A server that loses nothing when it is killed."""
+def durable(server: Server) -> Iterator[Server]:
+    """A second server, which loses nothing when it is killed."""
     with Server("--appendonly", "yes", "--appendfsync", "always") as running:
         yield running
 

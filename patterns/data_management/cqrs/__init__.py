@@ -32,7 +32,8 @@ command that has been acknowledged, and several partitions are at different time
 partitions have no order. A reaction may run twice after a crash, with the same `fact.id`. A failover of
 Redis (replication is asynchronous), or a restart from an old file, may lose facts that were acknowledged;
 the models that had seen them raise HistoryLost and are rebuilt, the commands are not repeated by anybody.
-The log and the models must not be evicted (`maxmemory-policy noeviction`), and the log is never trimmed.
+A live model whose Redis was emptied fills up before its readers' eyes. Log and models must not be evicted
+(`maxmemory-policy noeviction`), and the log is never trimmed.
 
 Redis keys: see `store` (the log), `state` (checkpoint, rows, parked facts) and `view` (which model is live).
 
@@ -79,6 +80,7 @@ from patterns.data_management.cqrs.facts import Fact, HistoryLost, Position, Rec
 from patterns.data_management.cqrs.hashes import HashModel
 from patterns.data_management.cqrs.model import (
     Checkpoint,
+    Dropped,
     Model,
     Moved,
     NotCaughtUp,
@@ -98,6 +100,7 @@ __all__ = [
     "AppendConflicted",
     "Appended",
     "Checkpoint",
+    "Dropped",
     "EventStore",
     "Fact",
     "FactFailed",

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from patterns.bounds import number
 from patterns.clock import SYSTEM_CLOCK, Clock
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BEGINNING",
     "Checkpoint",
+    "Dropped",
     "Followed",
     "Model",
     "Moved",
@@ -79,6 +81,18 @@ class TakenOver(Exception):
     def __init__(self, name: str, partition: int) -> None:
         super().__init__(f"{name}: partition {partition} belongs to another projector")
         self.partition = partition
+
+
+class Dropped(Exception):
+    """The generation was deleted, and readers may still look at it: give the next one a number of its own.
+
+    Attributes:
+        generation: which.
+    """
+
+    def __init__(self, name: str, generation: int) -> None:
+        super().__init__(f"{name}: generation {generation} was dropped")
+        self.generation = generation
 
 
 class Moved(Exception):
@@ -161,7 +175,7 @@ async def wait_for(
     Raises:
         NotCaughtUp: it has not come there in time; a TimeoutError.
     """
-    deadline = clock.monotonic() + within
+    deadline = clock.monotonic() + number("within", within, at_least=0, finite=False)
     while (at := await model.checkpoint(position.partition)).number < position.number:
         if (left := deadline - clock.monotonic()) <= 0:
             raise NotCaughtUp(position, at.number)

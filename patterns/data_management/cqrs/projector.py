@@ -22,7 +22,7 @@ from patterns.data_management.cqrs.events import (
     ProjectionStalled,
 )
 from patterns.data_management.cqrs.facts import HistoryLost, Position, Recorded
-from patterns.data_management.cqrs.model import Checkpoint, Model, Moved, TakenOver, Unapplied
+from patterns.data_management.cqrs.model import Checkpoint, Dropped, Model, Moved, TakenOver, Unapplied
 from patterns.data_management.cqrs.policy import OnPoison, Policy
 from patterns.events import Listener, emit, ignore
 
@@ -91,6 +91,7 @@ class Projector:
 
         Raises:
             TakenOver: another projector has one of the partitions.
+            Dropped: the generation was deleted.
             HistoryLost: the log has lost what the model holds.
             ConnectionError: log or model cannot be reached.
         """
@@ -103,11 +104,12 @@ class Projector:
     async def run(self) -> None:
         """Follow the log until cancelled, or until no partition is left to follow.
 
-        Outages are waited out. A partition that another projector takes, or whose log has lost what the
-        model holds, is followed no more; the others are.
+        Outages are waited out. A partition that another projector takes, whose model was dropped, or whose
+        log has lost what the model holds, is followed no more; the others are.
 
         Raises:
             HistoryLost: no partition is left, and for one of them that was why.
+            ExceptionGroup: something else went wrong, which waiting does not mend.
         """
         async with asyncio.TaskGroup() as tasks:
             ends = [tasks.create_task(self._follow(partition)) for partition in self.partitions]
@@ -130,7 +132,7 @@ class Projector:
             pause = self.policy.poll
             try:
                 done = await self._step(partition)
-            except (TakenOver, HistoryLost) as error:
+            except (TakenOver, Dropped, HistoryLost) as error:
                 emit(self._on_event, PartitionStopped(self._model.name, partition, type(error).__name__))
                 return error
             except (RedisError, OSError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from patterns.keyspace import Script
 
-__all__ = ["APPEND", "COMMIT", "HISTORY", "LOOK", "TAKE"]
+__all__ = ["APPEND", "COMMIT", "DROP", "HISTORY", "LOOK", "TAKE"]
 
 # --8<-- [start:append]
 APPEND = Script(
@@ -59,6 +59,7 @@ TAKE = Script(
     "cqrs.take",
     """
 -- KEYS[1] hash state: owner, position, chain; ARGV[1] owner, ARGV[2] position and ARGV[3] chain to begin at
+if redis.call('HEXISTS', KEYS[1], 'dropped') == 1 then return 0 end
 redis.call('HSET', KEYS[1], 'owner', ARGV[1])
 redis.call('HSETNX', KEYS[1], 'position', ARGV[2])
 redis.call('HSETNX', KEYS[1], 'chain', ARGV[3])
@@ -85,6 +86,15 @@ return 1
 """,
 )
 # --8<-- [end:commit]
+
+DROP = Script(
+    "cqrs.drop",
+    """
+-- KEYS[1] hash state, KEYS[2] hash rows, KEYS[3] hash parked; what stays says that it may not begin anew
+redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3])
+redis.call('HSET', KEYS[1], 'dropped', 1)
+""",
+)
 
 LOOK = Script(
     "cqrs.look",

@@ -14,8 +14,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from patterns.bounds import whole
-from patterns.data_management.cqrs.model import BEGINNING, Checkpoint, Moved, Parked, TakenOver
-from patterns.data_management.cqrs.scripts import COMMIT, TAKE
+from patterns.data_management.cqrs.model import BEGINNING, Checkpoint, Dropped, Moved, Parked, TakenOver
+from patterns.data_management.cqrs.scripts import COMMIT, DROP, TAKE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,10 +59,15 @@ class State:
             partition: which.
             owner: a name that no other has; asking again with it is harmless.
             begin: where it begins if it is new.
+
+        Raises:
+            Dropped: the generation was deleted.
         """
         args: list[str | int] = [owner, begin.number, begin.chain]
-        number, chain = await TAKE(self.client, keys=self.keys(partition)[:1], args=args)
-        return Checkpoint(int(number), chain.decode())
+        found = await TAKE(self.client, keys=self.keys(partition)[:1], args=args)
+        if found == 0:
+            raise Dropped(self.name, self.generation)
+        return Checkpoint(int(found[0]), found[1].decode())
 
     async def checkpoint(self, partition: int) -> Checkpoint:
         """Return how far the partition has come."""
@@ -118,6 +123,6 @@ class State:
         return await self.commit(partition, owner, before, fact, rows={}, parked=parked)
 
     async def drop(self) -> None:
-        """Delete it; a projector that still follows it gets TakenOver."""
+        """Delete it; a projector that still follows it gets TakenOver, one that begins gets Dropped."""
         for partition in range(self.store.partitions):
-            await self.client.unlink(*self.keys(partition))
+            await DROP(self.client, keys=self.keys(partition))

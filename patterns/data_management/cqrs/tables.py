@@ -46,7 +46,8 @@ class TableModel:
     """A read model in tables of your own, as its projector sees it.
 
     Args:
-        name: of the model; another name is another model, which begins at the beginning of the log.
+        name: of the model, unique in the database; another name is another model, which begins at the
+            beginning of the log.
         database: from `patterns.database`.
         apply: carries out the statements for one fact: `await apply(transaction, fact)`. Nothing but
             statements: it is called again for the same fact.

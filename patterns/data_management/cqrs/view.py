@@ -35,6 +35,7 @@ class View:
         store: whose facts it is made of.
         client: where the rows are, if not beside the log.
         poll: seconds between two looks while it waits.
+        refresh: seconds for which it believes which generation is live; the one before is whole, too.
         clock: where it waits.
         on_event: hears ModelSwitched.
     """
@@ -46,6 +47,7 @@ class View:
         *,
         client: Client | None = None,
         poll: float = 0.02,
+        refresh: float = 1.0,
         clock: Clock = SYSTEM_CLOCK,
         on_event: Listener = ignore,
     ) -> None:
@@ -54,7 +56,9 @@ class View:
         self._store = store
         self._client = client or store.client
         self._poll = number("poll", poll, at_least=0.001)
+        self._refresh = number("refresh", refresh, at_least=0)
         self._clock = clock
+        self._seen: tuple[float, State] | None = None
         self._on_event = on_event
         self._live_key = store.space.key(f"{store.name}/{name}", "live")
 
@@ -64,10 +68,17 @@ class View:
         Raises:
             NotLive: there is none yet.
         """
+        now = self._clock.monotonic()
         found: Any = await self._client.get(self._live_key)
         if found is None:
             raise NotLive(f"{self.name}: no generation was switched to")
+        self._seen = now, self._generation(int(found))
         return int(found)
+
+    async def _believed(self) -> State:
+        if self._seen is None or self._clock.monotonic() >= self._seen[0] + self._refresh:
+            return self._generation(await self.live())
+        return self._seen[1]
 
     # --8<-- [start:get]
     async def get(self, key: str, *, at: Position | None = None, within: float = 0.0) -> Any:
@@ -90,17 +101,21 @@ class View:
         return [row for row in rows if row is not None]
 
     async def _row(self, partition: int, key: str, at: Position | None, within: float) -> Any:
-        deadline = self._clock.monotonic() + within
+        deadline = self._clock.monotonic() + number("within", within, at_least=0, finite=False)
+        state = await self._believed()
         while True:
-            state, known = self._generation(await self.live()), 0
+            known = 0
             if at is not None and at.partition != partition:  # before the row: a checkpoint only grows
                 known = (await state.checkpoint(at.partition)).number
             position, row = await LOOK(self._client, keys=state.keys(partition)[:2], args=[key])
-            if not position and state.generation != await self.live():  # it was dropped meanwhile
-                continue
             if at is not None and at.partition == partition:
                 known = int(position or 0)
-            if at is None or known >= at.number:
+            there = at is None or known >= at.number
+            if not (there and position):  # is it the live one, and has it not been dropped?
+                before, state = state, self._generation(await self.live())
+                if state.generation != before.generation:
+                    continue
+            if at is None or there:
                 return self._store.codec.decode(row) if row else None
             if (left := deadline - self._clock.monotonic()) <= 0:
                 raise NotCaughtUp(at, known)
@@ -139,6 +154,7 @@ class View:
             if end.number - at.number > max_lag:
                 raise NotCaughtUp(end, at.number)
         await self._client.set(self._live_key, generation)
+        self._seen = None
         emit(self._on_event, ModelSwitched(self.name, generation))
 
     # --8<-- [end:switch]
