@@ -294,6 +294,13 @@ class OutagesCount(Flusher):
         super().__init__(name, client, replace(policy, outages=()), *args, **options)
 
 
+class GivesUp(Flusher):
+    """Three times, then it is logged."""
+
+    def __init__(self, name: str, client: Client, policy: Policy, *args: Any, **options: Any) -> None:
+        super().__init__(name, client, replace(policy, outages=(), max_attempts=3), *args, **options)
+
+
 class TriesForEver(Flusher):
     """It will work some day."""
 

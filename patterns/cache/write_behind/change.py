@@ -44,8 +44,8 @@ class Parked:
     """A change that is not tried again by itself.
 
     Attributes:
-        key: what was to be written.
-        value: what it was to become, DELETED, or None where it cannot be read.
+        key: what should have been written.
+        value: what it should have become, DELETED, or None where it cannot be read.
         version: of the change.
         attempts: how often the source refused it.
         why: the last error, without the value.

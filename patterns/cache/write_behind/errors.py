@@ -27,7 +27,7 @@ class QueueFull(Exception):
     """The shard has no room, and the write was not done: slow down, or write to the source.
 
     Attributes:
-        key: what was to be written.
+        key: what should have been written.
         capacity: of its shard.
         waited: seconds.
     """
