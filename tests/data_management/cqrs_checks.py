@@ -29,7 +29,7 @@ from patterns.data_management.cqrs import (
     VersionConflict,
     View,
 )
-from patterns.data_management.cqrs.scripts import APPEND
+from patterns.data_management.cqrs.scripts import APPEND, COMMIT
 from patterns.events import Recorder
 from patterns.keyspace import OutcomeUnknown
 from tests.data_management.cqrs_shop import (
@@ -620,3 +620,42 @@ def embedded_append(shop: Shop, version: int) -> bool:
         script = other.register_script(APPEND.source)
         outcome: Any = script(keys=keys, args=["tea", version, f"rush {version}", "Delivered", b"1"])
         return bool(outcome[0] == 1)
+
+
+async def commits_without_replies(place: Place, book: Ledger, heard: Recorder) -> None:
+    """Project 40 facts while the replies to four commits are lost; books of what is in the rows."""
+    async with proxy(embedded_port(place), book) as line, place.shop(partitions=1) as shop:
+        await shop.fill(40)
+        async with place.shop(partitions=1, url=line.url) as far:
+            projector = far.projector(far.model(), on_event=heard)
+            await projector.take()
+            with line.lose_reply(COMMIT._sha.encode(), times=4):
+                running = asyncio.create_task(projector.run())
+                await eventually(lambda: caught_up(projector), within=10)
+            running.cancel()
+            await asyncio.wait([running])
+        await enter(shop, book)
+
+
+async def paused_and_replaced(
+    spawn: Callable[..., Worker], place: Place, kind: str, says: str, book: Ledger
+) -> None:
+    """Stop a projector in its first commit, let another do all its work, and let it go on."""
+    async with place.shop(partitions=1) as shop:
+        await shop.fill(20)
+        worker = spawn(PROGRAM, kind, place.url, place.app, "-", 0, 0)
+        await eventually(lambda: psutil_status(worker.pid) == "stopped", within=20)
+        book.injected()
+        await shop.projector(shop.model()).catch_up()
+        worker.cont()
+        await worker.said(says, within=10)
+        await enter(shop, book)
+
+
+async def enter(shop: Shop, book: Ledger) -> None:
+    """Enter each fact as acknowledged, and as an effect each time it is in a row."""
+    for fact in await shop.facts():
+        book.acked(fact.position.number)
+    for row in (await shop.rows(shop.model())).values():
+        for number in row["seen"]:
+            book.effect(number)

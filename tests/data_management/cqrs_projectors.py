@@ -7,7 +7,8 @@ Arguments: kind, REDIS_URL, app, URL of the database or "-", kills, seed. Each l
 - apart, ahead: the naive ones, killed between rows and checkpoint, whichever they write first;
 - append, dual: a shop that sells; `append` appends (and is killed before or after), `dual` changes a row and
   then appends a message, and is killed between the two;
-- paused: stops itself (SIGSTOP) before its first commit, and says what came of it when it goes on.
+- paused: stops itself (SIGSTOP) before its first commit, and says what came of it when it goes on;
+  unguarded: the same, where neither owner nor checkpoint is compared.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tests.data_management.cqrs_shop import (
     CheckpointThenRows,
     Place,
     RowsThenCheckpoint,
+    WritesWhateverItHolds,
     deliver,
 )
 
@@ -114,14 +116,17 @@ async def sell(kind: str, place: Place, rng: random.Random, kill: bool) -> None:
 async def paused(place: Place) -> None:
     """Stop before the first commit."""
     async with place.shop(partitions=1) as shop:
-        model = shop.model()
-        known = model._move if shop.database is not None else model.commit
+        model, stopped = shop.model(), False
+        known = model.commit
 
         async def commit(*args: Any, **options: Any) -> Any:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            nonlocal stopped
+            if not stopped:
+                stopped = True
+                os.kill(os.getpid(), signal.SIGSTOP)
             return await known(*args, **options)
 
-        setattr(model, "_move" if shop.database is not None else "commit", commit)
+        model.commit = commit
         try:
             await shop.projector(model).catch_up()
             print("has written", flush=True)
@@ -132,8 +137,9 @@ async def paused(place: Place) -> None:
 def main(kind: str, url: str, app: str, database: str, kills: str, seed: str) -> None:
     """Live and die."""
     place = Place(url, None if database == "-" else Database(database), app, HashModel)
-    if kind == "paused":
-        asyncio.run(paused(place))
+    if kind in {"paused", "unguarded"}:
+        variant = WritesWhateverItHolds if kind == "unguarded" else HashModel
+        asyncio.run(paused(replace(place, variant=variant)))
         return
     work = sell if kind in {"append", "dual"} else project
     for life in range(int(kills) + 1):

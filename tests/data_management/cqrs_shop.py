@@ -345,6 +345,13 @@ class AsksForNoOwner(HashModel):
         return await super().commit(partition, state[0].decode(), before, last, **options)
 
 
+class WritesWhateverItHolds(AsksForNoOwner):
+    """Neither the owner nor the checkpoint is compared."""
+
+    async def commit(self, partition: int, owner: str, before: Any, last: Recorded, **options: Any) -> Any:
+        return await super().commit(partition, owner, await self.checkpoint(partition), last, **options)
+
+
 class ComparesOneId(EventStore):
     """Lost is what is behind the end of the log."""
 

@@ -47,10 +47,9 @@ from patterns.data_management.cqrs import (
     View,
     wait_for,
 )
-from patterns.data_management.cqrs.scripts import COMMIT
 from patterns.embedded import Server
 from patterns.entry import Unreadable
-from patterns.events import Recorder
+from patterns.events import Event, Recorder
 from patterns.keyspace import opened
 from tests.data_management.cqrs_checks import (
     KILLS,
@@ -73,11 +72,11 @@ from tests.data_management.cqrs_checks import (
     check_rows_are_a_replay,
     check_the_rule_holds,
     check_who_was_replaced_writes_no_more,
-    embedded_port,
+    commits_without_replies,
     killed,
     outcome_of,
+    paused_and_replaced,
     promoted_to,
-    psutil_status,
     rushed,
     sequence_and_last_seen,
 )
@@ -109,7 +108,7 @@ from tests.data_management.cqrs_shop import (
     switch_first,
 )
 from tests.eventually import eventually
-from tests.faults import Ledger, leaks, proxy
+from tests.faults import Ledger, leaks
 from tests.postgres import Home, schema
 
 if TYPE_CHECKING:
@@ -370,26 +369,11 @@ async def test_a_reaction_that_crashed_comes_again_under_its_id(redis: Place) ->
 @pytest.mark.fault("the reply to a commit of rows and checkpoint is lost")
 async def test_a_commit_whose_reply_is_lost_counts_once(here: Place, ledger: Callable[..., Ledger]) -> None:
     """The projector does not know, looks where the checkpoint is, and goes on from there."""
-    book = ledger()
-    heard = Recorder()
-    async with proxy(embedded_port(here), book) as line, here.shop(partitions=1) as shop:
-        await shop.fill(40)
-        async with here.shop(partitions=1, url=line.url) as far:
-            model = far.model()
-            projector = far.projector(model, on_event=heard)
-            await projector.take()
-            with line.lose_reply(COMMIT._sha.encode(), times=4):
-                running = asyncio.create_task(projector.run())
-                await eventually(lambda: caught_up(projector), within=10)
-            running.cancel()
-            await asyncio.wait([running])
-        for fact in await shop.facts():
-            book.acked(fact.position.number)
-        for row in (await shop.rows(shop.model())).values():
-            for number in row["seen"]:
-                book.effect(number)
-        assert await shop.rows(shop.model()) == await shop.replay()
+    book, heard = ledger(), Recorder()
+    await commits_without_replies(here, book, heard)
     assert len(heard.of(ProjectionStalled)) == len(heard.of(ProjectionResumed)) >= 1
+    naive = replace(here, app=f"{here.app}-naive", variant=AppliesWhateverComes)
+    await commits_without_replies(naive, book.without("apply the batch again"), heard)
     book.held("a commit names the checkpoint it starts from, and is refused anywhere else")
 
 
@@ -676,21 +660,9 @@ async def test_a_paused_projector_is_refused_when_it_goes_on(
 ) -> None:
     """It wakes up with a batch in its hands, and may not write it."""
     book = ledger()
-    async with here.shop(partitions=1) as shop:
-        await shop.fill(20)
-        worker = spawn(PROGRAM, "paused", here.url, here.app, "-", 0, 0)
-        await eventually(lambda: psutil_status(worker.pid) == "stopped", within=20)
-        book.injected()
-        model = shop.model()
-        await shop.projector(model).catch_up()
-        worker.cont()
-        await worker.said("was refused", within=10)
-        for fact in await shop.facts():
-            book.acked(fact.position.number)
-        for row in (await shop.rows(model)).values():
-            for number in row["seen"]:
-                book.effect(number)
-        assert await shop.rows(model) == await shop.replay()
+    await paused_and_replaced(spawn, here, "paused", "was refused", book)
+    naive = replace(here, app=f"{here.app}-naive")
+    await paused_and_replaced(spawn, naive, "unguarded", "has written", book.without("write what is in hand"))
     book.held("the owner is compared in the script that writes")
 
 
@@ -1028,9 +1000,11 @@ async def test_an_outage_is_waited_out(durable: Server, app: str, ledger: Callab
 
         clients = [asyncio.create_task(client(name)) for name in range(4)]
         for _ in range(2):
-            await eventually(partial(more_applied, heard, len(heard.of(FactsApplied)) + 3), within=10)
+            await eventually(partial(more, FactsApplied, heard, len(heard.of(FactsApplied)) + 3), within=10)
+            stalls = len(heard.of(ProjectionStalled))
             redis.kill()
             book.injected()
+            await eventually(partial(more, ProjectionStalled, heard, stalls), within=10)
             redis.restart()
         await asyncio.gather(*clients)
         await eventually(lambda: caught_up(projector), within=10)
@@ -1041,14 +1015,13 @@ async def test_an_outage_is_waited_out(durable: Server, app: str, ledger: Callab
         for fact in await shop.facts():
             book.effect(fact.command)
         assert sum(len(row["seen"]) for row in (await shop.rows(model)).values()) == 160
-    assert heard.of(ProjectionStalled)
     assert heard.of(ProjectionResumed)
     book.held("commands are repeated under their id; the projector waits and goes on from its checkpoint")
 
 
-def more_applied(heard: Recorder, than: int) -> bool:
-    """Say whether the projector has moved on so often."""
-    return len(heard.of(FactsApplied)) > than
+def more(kind: type[Event], heard: Recorder, than: int) -> bool:
+    """Say whether more than so many events of a kind were heard."""
+    return len(heard.of(kind)) > than
 
 
 @pytest.fixture
