@@ -3,8 +3,7 @@
 Many callers ask RefreshAhead. Its get reads value and time left from Redis in one exchange and returns the
 value. If it is due, get leaves a task behind and goes on. The task claims the attempt and takes the lease
 in Redis, so that one process refreshes; it loads from the source, behind a bulkhead, and fills Redis if
-nothing was invalidated meanwhile. Other processes read the old value until then. Who changes the source
-calls invalidate.
+nothing was invalidated meanwhile. Other processes read the old value until then.
 """
 
 from diagrams.onprem.client import Users
