@@ -8,6 +8,7 @@ import time
 import uuid
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -453,6 +454,23 @@ async def check_a_lost_cache_is_the_sources_business(
 PROCESSES, CALLERS = 2, 100
 
 
+@dataclass(frozen=True)
+class Ended:
+    """What came of a hot value's end.
+
+    Attributes:
+        waited: how many readers had nothing before the load ended.
+        loads: how many loads had begun when the first was let go; of the module, how many in all.
+        seconds: from the load's beginning, or its process's end, until all had the new value.
+        overwritten: whether the process that stood still has changed what another had put there.
+    """
+
+    waited: int
+    loads: int
+    seconds: float
+    overwritten: bool
+
+
 class Readers:
     """Processes of 100 readers each, which carry out one order after the other.
 
@@ -470,12 +488,11 @@ class Readers:
 
     async def at_the_end(
         self, url: str, app: str, kind: str, *, lease: float = 20, fate: str = "refresh"
-    ) -> tuple[int, int, float]:
+    ) -> Ended:
         """Let all read a value that is due (for `expires`: that has expired) while it is loaded.
 
-        Returns how many were served before its load ended, how many loads there were, and the seconds until
-        all had the new value. With the fate `kill` the process that loads is killed, with `pause` it stands
-        still until the others have the new value.
+        With the fate `kill` the process that loads is killed, with `pause` it stands still until the others
+        have the new value.
         """
         order = {"app": app, "kind": kind, "url": url, "lease": f"{lease:g}", "callers": str(CALLERS)}
         self.server.command("XADD", self.orders, "*", *chain.from_iterable(order.items()))
@@ -506,33 +523,44 @@ class Readers:
                 await eventually(lambda: loading(more_than=1), within=lease + 10)
             expected = {"each_reader": PROCESSES * CALLERS, "each_process": PROCESSES}.get(kind, 1)
             await eventually(lambda: loading(more_than=expected - 1), within=20)
-            before = len(await loading())
+            loads = len(await loading())
             await client.xadd(f"{app}:gate", {"open": 1})
-            for worker in self.workers:
-                if fate != "pause" or worker is not holder:
-                    await worker.said(f"{app} new", within=30)
-            took = loop.time() - began
+            others = [worker for worker in self.workers if worker is not holder or fate != "pause"]
+            for worker in others:
+                await worker.said(f"{app} new", within=30)
+            seconds = loop.time() - began
+            for worker in others:
+                await worker.said(f"{app} ended", within=30)
+            kept = await client.get(key_of(app))
             if fate == "pause":
                 holder.cont()
-                await holder.said(f"{app} new", within=30)
-            loads = len(await loading()) if kind == "refresh_ahead" else before
-            return served, loads, took
+                await holder.said(f"{app} ended", within=30)
+            if kind == "refresh_ahead":
+                loads = len(await loading())
+            overwritten = await client.get(key_of(app)) != kept
+            return Ended(PROCESSES * CALLERS - served, loads, seconds, overwritten)
 
 
 async def check_processes_refresh_once_and_nobody_waits(
-    readers: Readers, url: str, app: str, kind: str, book: Ledger
+    readers: Readers, url: str, app: str, kind: str
 ) -> None:
     """Two processes of a hundred readers each read a hot value at its end."""
-    served, loads, _ = await readers.at_the_end(url, app, kind)
-    book.injected(PROCESSES * CALLERS)
-    for number in range(PROCESSES * CALLERS):
-        book.acked(number)
-        if number < served:
-            book.effect(number)
-    book.acked("load")
-    book.effect("load", loads)
-    assert loads == 1, f"{loads} loads for {PROCESSES} processes"
-    assert served == PROCESSES * CALLERS, f"{PROCESSES * CALLERS - served} readers waited for the load"
+    ended = await readers.at_the_end(url, app, kind)
+    assert ended.waited == 0, f"{ended.waited} readers waited for the load"
+    assert ended.loads == 1, f"{ended.loads} loads for {PROCESSES} processes"
+
+
+async def check_a_late_refresh_changes_nothing(
+    readers: Readers, url: str, app: str, kind: str, book: Ledger
+) -> None:
+    """The process that refreshes stands still for longer than its lease; another one refreshes meanwhile."""
+    ended = await readers.at_the_end(url, app, kind, lease=0.5, fate="pause")
+    book.injected()
+    book.acked("the newer value")
+    if not ended.overwritten:
+        book.effect("the newer value")
+    assert (ended.waited, ended.loads) == (0, 2)
+    assert not ended.overwritten, "the late refresh has overwritten a newer one"
 
 
 def began(heard: Recorder) -> int:

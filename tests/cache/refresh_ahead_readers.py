@@ -70,11 +70,18 @@ async def read(app: str, kind: str, url: str, lease: str, callers: str) -> None:
                 await client.xread({f"{app}:gate": "0"}, block=20_000)
             await eventually(partial(new, cache), within=30)
             print(app, "new", flush=True)
+            await eventually(partial(done, cache), within=30)
+        print(app, "ended", flush=True)
 
 
 async def new(cache: Any) -> bool:
     """Read once more."""
     return bool(await cache.get("a") == "the new value of a")
+
+
+def done(cache: Any) -> bool:
+    """Say whether it refreshes nothing."""
+    return not (hasattr(cache, "_refresher") and cache._refresher._tasks)
 
 
 async def asked(client: Client, app: str) -> None:

@@ -39,6 +39,7 @@ from tests.cache.refresh_ahead_checks import (
     age,
     began,
     cache,
+    check_a_late_refresh_changes_nothing,
     check_a_lost_cache_is_the_sources_business,
     check_an_invalidation_wins,
     check_chance_spreads_the_readers,
@@ -218,36 +219,32 @@ async def test_processes_refresh_once_and_nobody_waits(
 ) -> None:
     """All have the old value before the one load ends."""
     book = ledger(bound="1 load, no reader waits")
-    await check_processes_refresh_once_and_nobody_waits(readers, server.url, app, "refresh_ahead", book)
-    book.held("1 load in the background, 200 readers served before it ended")
-    twin = book.without(str(naive.Expires.__doc__).rstrip("."))
-    with pytest.raises(AssertionError, match="200 readers waited for the load"):
-        await check_processes_refresh_once_and_nobody_waits(
-            readers, server.url, f"{app}-naive", "expires", twin
-        )
+    await check_processes_refresh_once_and_nobody_waits(readers, server.url, app, "refresh_ahead")
+    book.injected(PROCESSES * CALLERS)
+    book.acked("load")
+    book.effect("load")
+    book.held("1 load in the background; all readers are served before it ends")
+    with pytest.raises(AssertionError, match="200 readers waited for the load") as told:
+        await check_processes_refresh_once_and_nobody_waits(readers, server.url, f"{app}-naive", "expires")
+    book.naive(f"a value that expires: {str(told.value).partition(chr(10))[0]}")
 
 
 @pytest.mark.invariant(3)
 async def test_processes_refresh_once_on_a_cluster(readers: Readers, cluster: Any, app: str) -> None:
     """It is the same where the keys are on one node of three."""
-    served, loads, _ = await readers.at_the_end(cluster.url, app, "refresh_ahead")
-    assert (served, loads) == (PROCESSES * CALLERS, 1)
+    await check_processes_refresh_once_and_nobody_waits(readers, cluster.url, app, "refresh_ahead")
 
 
 @pytest.mark.naive(3)
-@pytest.mark.fault("the same, with a task for each reader that finds it due")
-async def test_a_task_for_each_reader_loads_for_each_reader(
-    readers: Readers, server: Server, app: str, ledger: Callable[..., Ledger]
+@pytest.mark.parametrize(
+    ("kind", "loads"), [("each_reader", PROCESSES * CALLERS), ("each_process", PROCESSES)]
+)
+async def test_tasks_that_ask_no_other_process_load_more_than_once(
+    readers: Readers, server: Server, app: str, kind: str, loads: int
 ) -> None:
-    """Nobody waits, and the source is met by all of them; one task in each process makes it two."""
-    book = ledger(duplicated=PROCESSES * CALLERS, bound="none: this is what the lease is for")
-    for kind, loads in (("each_reader", PROCESSES * CALLERS), ("each_process", PROCESSES)):
-        with pytest.raises(AssertionError, match=f"{loads} loads for 2 processes"):
-            await check_processes_refresh_once_and_nobody_waits(
-                readers, server.url, f"{app}-{kind}", kind, book if kind == "each_reader" else Ledger("", "")
-            )
-    book.held("nothing: 200 loads; with one task in each process 2; with the module 1")
-    book.naive("`create_task` in each read: 200 loads")
+    """Nobody waits, and the source is met by a load for each reader, or for each process."""
+    with pytest.raises(AssertionError, match=f"{loads} loads for 2 processes"):
+        await check_processes_refresh_once_and_nobody_waits(readers, server.url, app, kind)
 
 
 @pytest.mark.invariant(3)
@@ -259,14 +256,14 @@ async def test_a_killed_refresher_is_replaced_within_its_lease(
     lease = 0.5
     book = ledger(duplicated=1, bound=f"a lease of {lease} s and a pause of 0.2 s")
     with ExitStack() as stack:
-        served, loads, took = await Readers(server, stack).at_the_end(
+        ended = await Readers(server, stack).at_the_end(
             server.url, app, "refresh_ahead", lease=lease, fate="kill"
         )
     book.injected()
     book.acked("load")
-    book.effect("load", loads)
-    assert (served, loads) == (PROCESSES * CALLERS, 2)
-    assert took < lease + 3
+    book.effect("load", ended.loads)
+    assert (ended.waited, ended.loads) == (0, 2)
+    assert ended.seconds < lease + 3
     book.held("nobody waits; when lease and pause have ended a reader of another process refreshes")
     book.naive("a flag without an expiry: never refreshed again, and all wait at its end")
 
@@ -274,20 +271,15 @@ async def test_a_killed_refresher_is_replaced_within_its_lease(
 @pytest.mark.invariant(3)
 @pytest.mark.fault("the process that refreshes stands still (SIGSTOP) for longer than its lease")
 async def test_a_late_refresh_loses_to_a_newer_one(
-    server: Server, app: str, ledger: Callable[..., Ledger]
+    readers: Readers, server: Server, app: str, ledger: Callable[..., Ledger]
 ) -> None:
     """Another process refreshes meanwhile; what the paused one ends later changes nothing."""
-    book = ledger(duplicated=1, bound="a lease of 0.5 s and a pause of 0.2 s")
-    with ExitStack() as stack:
-        served, loads, _ = await Readers(server, stack).at_the_end(
-            server.url, app, "refresh_ahead", lease=0.5, fate="pause"
-        )
-    book.injected()
-    book.acked("load")
-    book.effect("load", loads)
-    assert (served, loads) == (PROCESSES * CALLERS, 2)
-    book.held("the generation is another one when it goes on: its result is not kept")
-    book.naive("a lock that is deleted unasked: the late one frees the newer one's lock, and sets its value")
+    book = ledger(bound="a lease of 0.5 s")
+    await check_a_late_refresh_changes_nothing(readers, server.url, app, "refresh_ahead", book)
+    book.held("when it goes on its lease is over and the generation another one: nothing is kept")
+    twin = book.without("a task in each process that loads and sets")
+    with pytest.raises(AssertionError, match="the late refresh has overwritten a newer one"):
+        await check_a_late_refresh_changes_nothing(readers, server.url, f"{app}-naive", "each_process", twin)
 
 
 # 4: an invalidation wins
@@ -566,6 +558,10 @@ async def test_an_uncacheable_value_is_told_as_it_was_loaded(url: str, app: str,
             await cached.get("a")
         assert told.value.value == {1}
         assert told.value.reason == "the codec raised TypeError"
+        with pytest.raises(NotCacheable) as of_another:
+            async with cache(url, app, cached.get, name="outer") as outer:
+                await outer.get("a")
+        assert of_another.value.value == {1}
         async with cache(url, app, rows, on_event=listener) as heard, opened(url) as client:
             await heard.get("a")
             await age(client, app, "a")

@@ -199,6 +199,8 @@ class RefreshAhead:
         try:
             found = await self._entries.found(key)
         except NotCacheable as error:
+            if not isinstance(error.value, Timed):  # the load has raised it, of a cache that it asked
+                raise
             raise NotCacheable(error.entity, error.reason, error.value.value) from error
         timed: Timed = found.value or Timed(None, self._load.latest)
         if self.policy.is_due(found.left, timed.took, negative=timed.value is None, rng=self._rng):
