@@ -298,10 +298,15 @@ class _Commands(AsyncCommandsParser):
             self.node = node
 
 
+_OF_A_NODE = (errors.ClusterDownError, RedisConnectionError, RedisTimeoutError)
+_OF_A_NODE_IN_ITS_PLACE = (errors.MaxConnectionsError, errors.BusyLoadingError, errors.AuthenticationError)
+
+
 class Cluster(RedisCluster):
     """A RedisCluster of guarded connections, whose callers wait for their turn."""
 
     _TRIES = 4  # of what was surely not applied
+    _PATIENCE = 0.05  # seconds without a reply after which a caller that leaves says something of the node
 
     def __init__(
         self, turns: Turns, kind: type[Tcp | Tls], addresses: list[tuple[str, int]], **options: Any
@@ -353,7 +358,7 @@ class Cluster(RedisCluster):
     async def _execute_command(self, target_node: cluster.ClusterNode, *args: Any, **kwargs: Any) -> Any:
         # In place of redis-py's, which sends ASKING on one connection and the command on another, and at
         # CLUSTERDOWN closes the connections on which others wait.
-        nodes, node, asking = self.nodes_manager, target_node, False
+        nodes, node, asking, began = self.nodes_manager, target_node, False, SYSTEM_CLOCK.monotonic()
         for _ in range(self.RedisClusterRequestTTL):
             try:
                 if not asking:
@@ -369,16 +374,26 @@ class Cluster(RedisCluster):
                 node, asking = nodes.nodes_cache.setdefault(new.name, new), True
             except errors.TryAgainError:
                 await SYSTEM_CLOCK.sleep(0.05)
-            except (errors.ClusterDownError, RedisConnectionError, RedisTimeoutError) as error:
-                if not isinstance(
-                    error, errors.MaxConnectionsError | errors.BusyLoadingError | errors.AuthenticationError
-                ):
+            except BaseException as error:
+                if self.doubt_map(error, began):
                     nodes.move_node_to_end_of_cached_nodes(node.name)
-                    self._initialize = True  # read the map again before the next command
                 raise
         raise RedisConnectionError(
             f"{args[0]} was sent on {self.RedisClusterRequestTTL} times by the cluster"
         )
+
+    def doubt_map(self, error: BaseException, began: float) -> bool:
+        """Have the map read again before the next command, if `error` may come of an old one.
+
+        A host that is gone refuses nothing, and callers with time-outs of their own leave long before the
+        socket's ends: so one that is cancelled after it has waited for a while counts as well.
+        """
+        if isinstance(error, asyncio.CancelledError):
+            old = SYSTEM_CLOCK.monotonic() - began > self._PATIENCE
+        else:
+            old = isinstance(error, _OF_A_NODE) and not isinstance(error, _OF_A_NODE_IN_ITS_PLACE)
+        self._initialize = self._initialize or old
+        return old
 
     def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> cluster.ClusterPipeline:  # noqa: ARG002  redis-py's signature
         """Return a pipeline; enter it by `async with`."""
@@ -414,14 +429,22 @@ class _ClusterPipeline(cluster.ClusterPipeline):
 
     async def execute(self, raise_on_error: bool = True, allow_redirections: bool = True) -> list[Any]:
         several = len(self) > 1 and not isinstance(self._execution_strategy, cluster.TransactionStrategy)
-        async with self.cluster_client.turn():
+        client = self.cluster_client
+        async with client.turn():
+            began = SYSTEM_CLOCK.monotonic()
             try:
-                return await super().execute(raise_on_error, allow_redirections)
-            except (RedisConnectionError, RedisTimeoutError) as error:
-                if several and not isinstance(error, OutcomeUnknown):
+                replies = await super().execute(raise_on_error, allow_redirections)
+            except BaseException as error:
+                client.doubt_map(error, began)
+                lost = isinstance(error, RedisConnectionError | RedisTimeoutError)
+                if several and lost and not isinstance(error, OutcomeUnknown):
                     # It is about one node; others may have carried out their part.
                     raise OutcomeUnknown("PIPELINE", type(error).__name__) from error
                 raise
+        for reply in replies:
+            if isinstance(reply, Exception):
+                client.doubt_map(reply, began)
+        return replies
 
 
 def _raised(result: Any) -> Any:

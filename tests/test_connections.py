@@ -18,8 +18,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MaxConnectionsError, RedisError, WatchError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from patterns.cache import cache_aside, read_through
 from patterns.embedded import Cluster, Server
 from patterns.keyspace import Client, Options, OutcomeUnknown, Script, connect, opened
+from patterns.outage import NoCache
 from tests.eventually import eventually
 from tests.faults import leaks, proxy
 from tests.places import KINDS, Make, Place, as_it_comes, close, outcome, stub, without_retries
@@ -734,6 +736,129 @@ async def test_failovers_by_order_and_by_death() -> None:
                     assert time.monotonic() - start < 15, told
             value = int(await client.execute_command("GET", "k1"))
             assert 3 + 10 <= value <= 3 + 10 + told[OutcomeUnknown], told
+
+
+FAILOVER_KEYS = [f"k{number}" for number in range(30)]
+
+
+async def a_command(client: Any) -> Any:
+    """Send one command."""
+    return await client.set("k1", 1)
+
+
+async def a_pipeline(client: Any) -> Any:
+    """Ask all nodes, and raise the first error."""
+    async with client.pipeline(transaction=False) as pipe:
+        for key in FAILOVER_KEYS:
+            pipe.set(key, 1)
+        return await pipe.execute()
+
+
+async def a_pipeline_that_keeps_errors(client: Any) -> Any:
+    """Ask all nodes, and look at the errors afterwards."""
+    async with client.pipeline(transaction=False) as pipe:
+        for key in FAILOVER_KEYS:
+            pipe.set(key, 1)
+        replies = await pipe.execute(raise_on_error=False)
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
+
+
+async def a_pipeline_to_one_node(client: Any) -> Any:
+    """Ask one node, and follow no redirection, as who asks WAIT must."""
+    await client.initialize()
+    node = client.get_node_from_key("k1")
+    async with client.pipeline(transaction=False) as pipe:
+        pipe.execute_command("SET", "k1", 1, target_nodes=node)
+        pipe.execute_command("WAIT", 0, 1, target_nodes=node)
+        return await pipe.execute(allow_redirections=False)
+
+
+async def a_transaction(client: Any) -> Any:
+    """Ask one node for all or nothing."""
+    async with client.pipeline(transaction=True) as pipe:
+        pipe.set("k1", 1)
+        return await pipe.execute()
+
+
+async def many_deletions(client: Any) -> Any:
+    """Invalidate many entities of a Cache-Aside, whose exchanges end long before the socket's time-out."""
+    policy = cache_aside.Policy(ttl=60, negative_ttl=60, max_loads=1, timeout=0.25, back_off=0.01)
+    await cache_aside.CacheAside("a", client, policy, app="failover").invalidate(*FAILOVER_KEYS)
+    return True
+
+
+async def many_reads(client: Any) -> Any:
+    """Read many keys of a Read-Through from Redis."""
+    policy = read_through.Policy(ttl=60, negative_ttl=60, max_loads=1, timeout=0.25, back_off=0.01)
+    cached = read_through.ReadThrough("a", client, policy, load=a_command, app="failover")
+    await cached._store.read_all(cached._store.names(FAILOVER_KEYS))
+    return True
+
+
+FAILOVER_CALLS = [a_command, a_pipeline, a_pipeline_that_keeps_errors, a_pipeline_to_one_node, a_transaction]
+FAILOVER_CALLS += [many_deletions, many_reads]
+
+
+async def check_finds_the_new_primary(make: Make, end: str, calls: list[Any]) -> None:
+    """A primary dies, or falls silent, while clients call, each in one way only and 0.25 s at most."""
+    with Cluster("--cluster-node-timeout", "500") as crowd:
+        async with AsyncExitStack() as stack:
+            clients = {}
+            for call in calls:
+                clients[call] = client = make(crowd.url)
+                stack.push_async_callback(close, client)
+                assert await call(client)
+            old, over = crowd.primary_of("k1"), asyncio.Event()
+
+            async def one_call(call: Any) -> bool:
+                try:
+                    return bool(await asyncio.wait_for(call(clients[call]), 0.25))
+                except (RedisError, OSError, cache_aside.InvalidationFailed, NoCache):
+                    return False
+
+            async def lives_through_it(call: Any) -> bool:
+                while not over.is_set():
+                    await one_call(call)
+                    await asyncio.sleep(0.02)
+                try:
+                    return await eventually(lambda: one_call(call), within=3)
+                except AssertionError:
+                    return False
+
+            getattr(old, end)()
+            lives = [asyncio.create_task(lives_through_it(call)) for call in calls]
+            if end == "stop":
+                stack.callback(old.cont)
+            replaced = crowd.replica_of(old)
+            await eventually(lambda: "role:master" in replaced.command("INFO", "replication"), within=10)
+            over.set()
+            lost = [
+                call.__name__
+                for call, found in zip(calls, await asyncio.gather(*lives), strict=True)
+                if not found
+            ]
+            assert not lost, f"never found the new primary: {', '.join(lost)}"
+
+
+@pytest.mark.slow
+@pytest.mark.invariant(6)
+@pytest.mark.parametrize("end", ["kill", "stop"])
+async def test_whoever_calls_finds_the_new_primary(end: str) -> None:
+    """Also a client that only sends pipelines, and one whose callers give up before the socket does."""
+    await check_finds_the_new_primary(connect, end, FAILOVER_CALLS)
+
+
+@pytest.mark.slow
+@pytest.mark.naive(6)
+async def test_pipelines_of_redis_py_never_find_the_new_primary() -> None:
+    """redis-py reads the map again when a command fails, and not when a pipeline does."""
+    with pytest.raises(AssertionError, match="never found the new primary: a_pipeline, a_pipeline_that"):
+        await check_finds_the_new_primary(
+            without_retries, "kill", [a_command, a_pipeline, a_pipeline_that_keeps_errors]
+        )
 
 
 async def check_tells_partial_pipeline(make: Make, place: Place) -> None:
