@@ -8,13 +8,11 @@ for each, in a pipeline. A key that Redis refuses does not fail the others.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 
 from patterns.cache.cache_aside.scripts import BEGIN, FILL, READ, RELEASE
@@ -23,7 +21,7 @@ from patterns.entry import Unreadable, stale_ms
 from patterns.outage import NoCache
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from patterns.keyspace import Script
 
@@ -138,24 +136,14 @@ class Entries(Store):
 
     async def _in_one_go(self, commands: Mapping[str, tuple[Any, ...]]) -> list[Any]:
         """Return the replies to commands, each with a key of its own; unless all of them are errors."""
-        try:
-            async with self._client.pipeline(transaction=False) as pipe:
-                for command in commands.values():
-                    pipe.execute_command(*command)
-                replies: list[Any] = await pipe.execute(raise_on_error=False)
-        except RedisConnectionError:
-            await self._look_around(commands)
-            raise
+        async with self._client.pipeline(transaction=False) as pipe:
+            for command in commands.values():
+                pipe.execute_command(*command)
+            replies: list[Any] = await pipe.execute(raise_on_error=False)
         errors = [reply for reply in replies if isinstance(reply, Exception)]
         if len(errors) == len(replies) and not all(isinstance(error, NoScriptError) for error in errors):
             raise errors[0]
         return replies
-
-    async def _look_around(self, names: Iterable[str]) -> None:
-        """Ask each node for a key: a command that fails has the client read its map, a pipeline has not."""
-        if not isinstance(self._client, Redis):
-            nodes: dict[Any, str] = {self._client.get_node_from_key(name): name for name in names}
-            await asyncio.gather(*[self._client.get(name) for name in nodes.values()], return_exceptions=True)
 
 
 @cache
