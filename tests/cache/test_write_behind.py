@@ -429,6 +429,20 @@ async def test_readers_see_every_acknowledged_write(place: Place, database: Home
         await check_reads_see_writes(at)
 
 
+@pytest.mark.invariant(4)
+@EVERYWHERE
+async def test_readers_see_the_last_of_several_writes_that_wait(place: Place, database: Home) -> None:
+    """Without coalescing the first of two is stored, and readers still see the second."""
+    async with site(place, database) as at:
+        writer, flusher = (make(shards=1, coalesce=False) for make in (at.writer, at.flusher))
+        for number in range(3):
+            await writer.put("a", n(number))
+        for stored in range(3):
+            await flusher._pass(flusher._lanes[0], hurry=True)
+            assert await at.source.value("a") == stored
+            assert await at.writer(1, shards=1).get("a", at.source.load, "a") == n(2)
+
+
 @pytest.mark.naive(4)
 @HERE
 @variants(
@@ -532,12 +546,15 @@ async def test_lag_is_the_age_of_the_oldest_change_that_waits(place: Place, data
         flushing = at.begin(flusher.flush())
         await eventually(lambda: stuck.running, within=5)
         assert (await writer.stats()).lag_seconds >= 100, "in a flusher's hands is not in the source"
-        await writer.put("a", n(3))
-        stuck.error = lambda batch: ConnectionError() if batch[0].value == n(3) else None
+        third = await writer.put("a", n(3))
+        await writer.put("a", n(4))
+        stuck.error = lambda batch: ConnectionError() if batch[0].value == n(4) else None
         stuck.open.set()
         await flushing
         lag = (await writer.stats()).lag_seconds
         assert 0 < lag < 30, "what was written while the older one was stored is as old as that"
+        since: Any = await at.clients[0].zrange(at.key("queue"), 0, 0, withscores=True)
+        assert since[0][1] <= third, "the last write of a key hides how long the one before has waited"
         assert heard.of(BatchFlushed)[0].lag_seconds >= 100
         stuck.error = lambda _: None
         await flusher.flush()
@@ -1490,9 +1507,10 @@ class AgainstTheModel(RuleBasedStateMachine):
         self.runner.run(self.at.flusher(which, **self.options).flush())
         self.at.source.error, self.at.source.after = lambda _: None, None
 
-    @rule()
-    def pause(self) -> None:
-        """Let a flusher take a batch and stand still, and its lease end."""
+    @rule(key=KEYS, number=st.integers(0, 99))
+    def pause(self, key: str, number: int) -> None:
+        """Write, let a flusher take the batch and stand still, and its lease end."""
+        self.put(0, key, number)
 
         async def paused() -> None:
             self.stuck = self.at.source.behind_a_gate()
@@ -1517,6 +1535,18 @@ class AgainstTheModel(RuleBasedStateMachine):
         self.runner.run(going())
         self.stuck = self.late = None
 
+    @rule(key=KEYS, number=st.integers(0, 99), newer=st.one_of(st.none(), st.integers(0, 99)))
+    def overtake(self, key: str, number: int, newer: int | None) -> None:
+        """Pause it, flush something newer meanwhile, and let it go on."""
+        self.go_on()
+        self.pause(key, number)
+        if newer is None:
+            self.delete(1, key)
+        else:
+            self.put(1, key, newer)
+        self.flush(1, None)
+        self.go_on()
+
     def teardown(self) -> None:
         """Flush all: the source is the model; close."""
 
@@ -1529,14 +1559,14 @@ class AgainstTheModel(RuleBasedStateMachine):
                 stats = await self.at.writer(**self.options).stats()
                 assert (stats.waiting, stats.parked) == (0, 0)
 
-        if hasattr(self, "at"):
-            self.go_on()
-            self.runner.run(closing())
-            self.folder.cleanup()
-        self.runner.close()
+        with self.runner:
+            if hasattr(self, "at"):
+                with self.folder:
+                    self.go_on()
+                    self.runner.run(closing())
 
 
 class TestAgainstTheModel(AgainstTheModel.TestCase):  # type: ignore[misc, valid-type]  # Hypothesis makes it
     """Whatever is written, read, flushed, lost and late, readers and source agree with a dictionary."""
 
-    settings = settings(max_examples=25, stateful_step_count=20)
+    settings = settings(max_examples=40, stateful_step_count=20)

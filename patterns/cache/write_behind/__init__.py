@@ -36,7 +36,8 @@ would refuse is found out after the acknowledgement: check before you put. A cha
 each flusher is not counted as refused.
 
 The store must keep versions (2, 8): see `patterns.cache.write_behind.table`. Redis keys: see
-`patterns.cache.write_behind.shard`; none expires, so Redis must not evict (`noeviction`).
+`patterns.cache.write_behind.shard`; none expires, so Redis (7, or Valkey) must not evict (`noeviction`). All
+writers and flushers of one name have one policy.
 
 For the tasks of one event loop.
 
