@@ -1,0 +1,881 @@
+"""The proof of patterns/cache/write_through: each invariant, and a naive variant that breaks it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from patterns import database as databases
+from patterns.cache.write_through import (
+    MISS,
+    InvalidationFailed,
+    LoadFailed,
+    NotVersioned,
+    Versioned,
+    VersionedTable,
+    WriteThrough,
+    Written,
+)
+from patterns.clock import ManualClock
+from patterns.database import OutcomeUnknown
+from patterns.events import Recorder
+from patterns.keyspace import opened
+from tests.cache import write_through_checks as checks
+from tests.cache import write_through_site as naive
+from tests.cache.write_through_site import (
+    LEASE,
+    Make,
+    Refused,
+    Rows,
+    cache,
+    names,
+    nothing,
+    outcome_of,
+    policy,
+    source,
+    time_passes,
+    v,
+)
+from tests.eventually import eventually
+from tests.faults import Ledger, leaks, proxy
+from tests.postgres import Home, schema
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from patterns.embedded import Server
+    from tests.faults.workers import Worker
+    from tests.postgres import Postgres
+
+# Each check runs on one server over SQLite and on a cluster over PostgreSQL; naive variants on the first.
+EVERYWHERE = pytest.mark.parametrize(
+    ("url", "database"), [("one server", "sqlite"), ("3+3 cluster", "postgres")], indirect=True
+)
+ONCE = pytest.mark.parametrize(("url", "database"), [("one server", "sqlite")], indirect=True)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """A private SQLite database, for tests that run once."""
+    return Home(f"sqlite://{quote(str(tmp_path / 'source.db'))}", "sqlite")
+
+
+@pytest.fixture
+def own(postgres: Postgres) -> Iterator[Home]:
+    """A schema on the PostgreSQL that may be broken."""
+    with schema(postgres.url, postgres) as lent:
+        yield lent
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest) -> str:
+    """Where the cache is."""
+    running = request.getfixturevalue("server" if request.param == "one server" else "cluster")
+    return str(running.url)
+
+
+# 1: the source first
+
+
+@EVERYWHERE
+@pytest.mark.invariant(1)
+async def test_what_the_source_refused_is_never_read(url: str, app: str, database: Home) -> None:
+    """A put that returned is in the source; one that was refused changes nothing, for nobody, ever."""
+    await checks.check_the_source_comes_first(url, app, database, WriteThrough)
+
+
+@ONCE
+@pytest.mark.naive(1)
+async def test_the_cache_first_shows_what_was_never_committed(url: str, app: str, database: Home) -> None:
+    """SET, then UPDATE: readers get a value that the source then refuses."""
+    with pytest.raises(AssertionError, match="a reader saw what was refused"):
+        await checks.check_the_source_comes_first(url, app, database, naive.CacheFirst)
+
+
+# 2: all orders
+
+
+def orders(**steps: int) -> list[str]:
+    """Return every order in which actors can take so many steps each."""
+    letters = "".join(name * number for name, number in steps.items())
+    return sorted({"".join(each) for each in itertools.permutations(letters)})
+
+
+@EVERYWHERE
+@pytest.mark.invariant(2)
+@pytest.mark.parametrize("deletes", [False, True])
+async def test_two_writers_agree_in_all_orders(url: str, app: str, database: Home, deletes: bool) -> None:
+    """Mark, store and keep of two writers in all 20 orders: Redis ends with what the source ends with."""
+    every = orders(a=3, b=3)
+    assert len(every) == 20
+    await checks.check_writers_agree(url, app, database, WriteThrough, every, deletes=deletes)
+
+
+@ONCE
+@pytest.mark.naive(2)
+@pytest.mark.parametrize("variant", [naive.Textbook, naive.CacheFirst])
+async def test_writing_twice_ends_with_two_values(url: str, app: str, database: Home, variant: Make) -> None:
+    """Two writers reach the source in one order and the cache in the other."""
+    with pytest.raises(AssertionError, match=r"in the source, .* in the cache"):
+        await checks.check_writers_agree(url, app, database, variant, orders(a=2, b=2), deletes=False)
+
+
+@ONCE
+@pytest.mark.invariant(2)
+def test_writers_readers_and_losses_agree_in_drawn_orders(
+    url: str, app: str, database: Home, server: Server
+) -> None:
+    """Three writers, one of them a deletion, a load, evictions and drops, in orders that hypothesis draws."""
+    numbers = itertools.count()
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(st.lists(st.sampled_from("aaabbbcccrrrr-x"), min_size=6, max_size=18), st.booleans())
+    def agree(order: Sequence[str], deletes: bool) -> None:
+        async def run() -> None:
+            async with database.opened() as db:
+                await db.execute("DROP TABLE IF EXISTS thing")
+            given_name = f"{app}-{next(numbers)}"
+            await checks.check_writers_agree(
+                url, given_name, database, WriteThrough, [order], deletes=deletes
+            )
+
+        asyncio.run(run())
+
+    agree()
+
+
+@pytest.mark.invariant(2)
+@pytest.mark.parametrize("versions", [(9, 10), (2**53, 2**53 + 1), (2**63 - 2, 2**63 - 1), (0, 1)])
+async def test_versions_are_compared_as_whole_numbers(
+    server: Server, app: str, versions: tuple[int, int]
+) -> None:
+    """Also where they have more digits than the numbers of Lua."""
+    older, newer = versions
+    async with cache(server.url, app, None) as cached:
+        entries = cached._entries
+        for token in ("one", "two"):
+            await entries.mark("a", token)
+        assert await entries.keep("a", "two", newer, b'1 0 +\n"newer"', 60, bound=1)
+        assert not await entries.keep("a", "one", older, b'1 0 +\n"older"', 60, bound=1)
+        assert await cached.peek("a") == "newer"
+
+
+@pytest.mark.invariant(2)
+@pytest.mark.fault("two processes write the same value at the same time")
+async def test_races_of_writers_leave_no_difference(
+    server: Server, app: str, ledger: Callable[..., Ledger], rng: random.Random, home: Home
+) -> None:
+    """Of 200 races of two writers, none leaves one value in the source and another in the cache."""
+    book = ledger(bound="200 races")
+    books = {WriteThrough: book, naive.Textbook: book.without("UPDATE, then SET")}
+    for make, each in books.items():
+        async with (
+            source(home) as rows,
+            cache(server.url, app, rows, make, name=make.__name__) as one,
+            cache(server.url, app, rows, make, name=make.__name__) as other,
+        ):
+
+            async def slow(step: str, key: str) -> None:
+                for _ in range(rng.randrange(40)):
+                    await asyncio.sleep(0)
+
+            async def race(key: str, one: Any = one, other: Any = other, each: Ledger = each) -> None:
+                await asyncio.gather(one.put(key, v("one")), other.put(key, v("other")))
+                each.injected()
+
+            rows.hook = slow
+            for start in range(0, 200, 20):
+                await asyncio.gather(*[race(str(number)) for number in range(start, start + 20)])
+            rows.hook = nothing
+            for number in range(200):
+                each.acked(number)
+                if await one.get(str(number)) == await rows.has(str(number)):
+                    each.effect(number)
+    book.held("the newer version stays, whichever comes later")
+
+
+# 3: a writer that dies
+
+
+@EVERYWHERE
+@pytest.mark.invariant(3)
+async def test_a_dead_writer_leaves_nothing_old_behind(url: str, app: str, database: Home) -> None:
+    """Where its mark, its commit and its death meet a load in all 35 orders, warm and cold."""
+    assert len(checks.deaths()) == 35
+    await checks.check_a_dead_writer_leaves_nothing_old(url, app, database, WriteThrough)
+
+
+@ONCE
+@pytest.mark.naive(3)
+@pytest.mark.parametrize("variant", [naive.Textbook, naive.NewestWins])
+async def test_without_a_mark_the_old_value_outlives_its_writer(
+    url: str, app: str, database: Home, variant: Make
+) -> None:
+    """A version compares two writes; it says nothing of the one that never came."""
+    with pytest.raises(AssertionError, match="from before a write is still read"):
+        await checks.check_a_dead_writer_leaves_nothing_old(url, app, database, variant)
+
+
+@ONCE
+@pytest.mark.invariant(3)
+async def test_a_dead_writer_makes_others_unsure_until_they_began_after_its_lease(
+    url: str, app: str, database: Home
+) -> None:
+    """What overlapped with it may be older than what it wrote, so it is not kept; what came later is."""
+    async with (
+        source(database, a="old") as rows,
+        cache(url, app, rows) as here,
+        opened(url) as client,
+    ):
+        await here.get("a")
+        await here._entries.mark("a", "died")
+        await time_passes(client, app, "a", LEASE / 2)
+        gate = asyncio.Event()
+
+        async def held(step: str, key: str) -> None:
+            if step == "stored":
+                await gate.wait()
+
+        rows.hook = held
+        overlapping = asyncio.create_task(here.put("a", v("overlapping")))
+        await eventually(lambda: rows.stored, within=5)
+        await rows.table.store("a", v("what the dead one wrote, and nobody told"))
+        await time_passes(client, app, "a", LEASE / 2 + 0.1)
+        gate.set()
+        assert (await overlapping).cached is False
+        assert await here.get("a") == v("what the dead one wrote, and nobody told")
+        assert (await here.put("a", v("later"))).cached
+        assert await here.peek("a") == v("later")
+
+
+@EVERYWHERE
+@pytest.mark.invariant(3)
+@pytest.mark.fault("a writer is cancelled at every step of a put")
+async def test_cancellation_at_every_step_leaves_nothing_old(
+    url: str, app: str, database: Home, ledger: Callable[..., Ledger]
+) -> None:
+    """After each of 60 cancellations no connection is lent out, and readers get what the source has."""
+    book = ledger(bound="no connection, permit or old value left")
+    async with (
+        source(database) as rows,
+        cache(url, app, rows, max_writes=1) as here,
+        cache(url, app, rows) as there,
+    ):
+        for steps in range(60):
+            key = str(steps)
+            await rows.table.store(key, v("old"))
+            await there.get(key)
+            call = asyncio.create_task(here.put(key, v("new")))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            call.cancel()
+            with suppress(asyncio.CancelledError):
+                await call
+            book.injected()
+            assert leaks.in_use(here._entries._client) == 0
+            assert here._permits._value == 1
+            truth = await rows.has(key)
+            book.acked(key)
+            if await there.get(key) == await here.get(key) == truth:
+                book.effect(key)
+    book.held("the mark is taken back, or the entry dropped, before the cancellation goes on")
+
+
+POINTS = ("begin", "mark", "store", "stored", "end")
+
+
+@pytest.mark.invariant(3)
+@pytest.mark.fault("the writer's process is killed (SIGKILL), at each point of a put")
+async def test_a_killed_writer_leaves_nothing_old_for_longer_than_its_lease(
+    server: Server, app: str, ledger: Callable[..., Ledger], spawn: Callable[..., Worker], home: Home
+) -> None:
+    """Killed before, between and after its three steps: a lease later readers get what the source has."""
+    lease = 0.5
+    book = ledger(within=lease + 3, bound=f"a lease of {lease} s")
+    naive_old = 0
+    kinds = [("write_through", point) for point in POINTS] + [("textbook", "stored")]
+    async with source(home) as rows:
+        workers = []
+        for kind, point in kinds:
+            key = f"{kind}-{point}"
+            await rows.table.store(key, v("old"))
+            arguments = (server.url, home.url, f"{app}-{kind}", key, "new", lease, kind, point)
+            workers.append((kind, key, spawn("tests.cache.write_through_writer", *arguments)))
+        async with (
+            cache(server.url, f"{app}-write_through", rows, lease=lease) as ours,
+            cache(server.url, f"{app}-textbook", rows, naive.Textbook) as textbook,
+        ):
+            for kind, key, _ in workers:
+                cached = ours if kind == "write_through" else textbook
+                await cached.get(key)
+            for kind, key, worker in workers:
+                await worker.said("stands at", within=30)
+                worker.kill()
+                if kind == "textbook":
+                    continue
+                book.injected()
+                truth = await rows.has(key)
+                book.acked(key)
+                await eventually(partial(_reads, ours, key, truth), within=lease + 3)
+                book.recovered()
+                for _ in range(5):
+                    assert await ours.get(key) == truth
+                book.effect(key)
+            naive_old = await textbook.get("textbook-stored") == v("old")
+            assert await rows.has("textbook-stored") == v("new")
+    assert naive_old
+    book.held("the mark ends the old value with the writer's lease")
+    book.naive("UPDATE, then SET: killed between the two, the old value is read until its ttl of 60 s ends")
+
+
+async def _reads(cached: Any, key: str, truth: Any) -> bool:
+    return bool(await cached.get(key) == truth)
+
+
+# 4: without Redis
+
+
+@EVERYWHERE
+@pytest.mark.invariant(4)
+async def test_a_cluster_that_is_away_is_no_failed_write(url: str, app: str, database: Home) -> None:
+    """Nobody answers at that address: the source is written and read, and the result says for how long."""
+    where = "redis+cluster://127.0.0.1:1" if "cluster" in url else "redis://127.0.0.1:1"
+    async with source(database) as rows, cache(where, app, rows) as cached:
+        told = await cached.put("a", v(1))
+        assert (told.version, told.cached) == (1, False)
+        assert told.stale_for == pytest.approx(60 * 1.1 + 2 * LEASE)
+        assert await cached.get("a") == v(1)
+        assert (await cached.delete("a")).version == 2
+        assert await cached.get("a") is None
+        with pytest.raises(InvalidationFailed, match="'a'"):
+            await cached.invalidate("a")
+
+
+@ONCE
+@pytest.mark.invariant(4)
+@pytest.mark.fault("Redis is cut off after the source has committed, and before")
+async def test_writes_do_without_redis(
+    url: str, app: str, database: Home, ledger: Callable[..., Ledger]
+) -> None:
+    """They succeed and say so; when Redis is back nobody gets the old value from it."""
+    book = ledger(bound="the old value for a lease at most where the mark was set")
+    await checks.check_writes_do_without_redis(url, app, database, WriteThrough, book)
+    for key in "ab":
+        book.acked(key)
+        book.effect(key)
+    book.held("the put succeeds, says cached=False, and the entry is dropped before this process reads again")
+    book.naive("UPDATE, then SET: an error for a write that was done, and the old value until its ttl ends")
+
+
+@ONCE
+@pytest.mark.naive(4)
+@pytest.mark.parametrize(
+    ("variant", "complaint"),
+    [(naive.Textbook, "the writer was told"), (naive.SwallowsItsErrors, "nobody says so")],
+)
+async def test_a_second_write_that_fails_has_no_right_answer(
+    url: str, app: str, database: Home, variant: Make, complaint: str
+) -> None:
+    """Raising calls a done write failed; swallowing leaves the old value, and tells nobody."""
+    with pytest.raises(AssertionError, match=complaint):
+        await checks.check_writes_do_without_redis(url, app, database, variant)
+
+
+@pytest.mark.invariant(4)
+async def test_what_is_owed_is_paid_in_parts_and_forgotten_when_it_has_gone(server: Server, app: str) -> None:
+    """Six hundred drops are owed: the next exchange pays them all; what expired by itself is not paid."""
+    heard, clock, rows = Recorder(), ManualClock(), Rows(db=None)  # type: ignore[arg-type]  # nobody asks it
+    async with proxy(server.port) as p, opened(p.url) as client, opened(server.url) as direct:
+        cached = WriteThrough(
+            "things", client, policy(timeout=30), source=rows, app=app, clock=clock, on_event=heard
+        )
+        keys = [str(number) for number in range(600)]
+        p.down()
+        with pytest.raises(InvalidationFailed):
+            await cached.invalidate(*keys, *keys)
+        p.up()
+        for key in ("0", "599"):
+            await direct.hset(names(app, key)[0], mapping={"entry": b"1 0 +\n1", "version": 1})
+        await clock.advance(2)
+        assert await cached.peek("0") is MISS
+        assert not await direct.exists(names(app, "0")[0], names(app, "599")[0])
+        assert heard.names().count("Invalidated") == heard.names().count("InvalidationOwed") == 600
+        assert not cached._entries._owed
+        p.down()
+        with pytest.raises(InvalidationFailed):
+            await cached.invalidate("0")
+        p.up()
+        await clock.advance(100)
+        assert await cached.peek("1") is MISS
+        assert not cached._entries._owed
+        assert heard.names().count("Invalidated") == 600
+
+
+@pytest.mark.invariant(4)
+@pytest.mark.fault("Redis is killed (SIGKILL) among writes, and restarted without its data")
+async def test_a_redis_that_is_killed_loses_nothing(
+    fresh_server: Server, app: str, ledger: Callable[..., Ledger], home: Home
+) -> None:
+    """Every put succeeds, before, during and after the outage, and the cache agrees with the source again."""
+    book, heard = ledger(within=5), Recorder()
+    async with (
+        source(home) as rows,
+        cache(fresh_server.url, app, rows, timeout=1, back_off=0.1, on_event=heard) as cached,
+    ):
+        for number in range(60):
+            if number == 20:
+                fresh_server.kill()
+                book.injected()
+            if number == 40:
+                fresh_server.restart()
+            await cached.put(str(number % 10), v(number))
+            book.acked(number % 10)
+
+        async def regained() -> bool:
+            await cached.get("0")
+            return "CacheRegained" in heard.names()
+
+        await eventually(regained, within=5)
+        book.recovered()
+        for key in range(10):
+            assert await rows.has(str(key)) == v(50 + key)
+            if await cached.get(str(key)) == v(50 + key):
+                book.effect(key)
+    book.held("the source has every write; what Redis forgot is loaded")
+
+
+# 5: delete
+
+
+@EVERYWHERE
+@pytest.mark.invariant(5)
+async def test_what_was_deleted_stays_deleted(url: str, app: str, database: Home) -> None:
+    """No late put and no load brings it back, also where the tombstone was evicted."""
+    await checks.check_a_delete_stays(url, app, database, WriteThrough)
+
+
+@ONCE
+@pytest.mark.naive(5)
+@pytest.mark.parametrize("variant", [naive.Textbook, naive.NewestWins])
+async def test_a_delete_without_a_tombstone_is_undone(
+    url: str, app: str, database: Home, variant: Make
+) -> None:
+    """DELETE, then DEL: there is no version with which a late put could be compared."""
+    with pytest.raises(AssertionError, match="a late put brought back what was deleted"):
+        await checks.check_a_delete_stays(url, app, database, variant)
+
+
+@ONCE
+@pytest.mark.invariant(5)
+async def test_a_delete_is_kept_for_a_time_of_its_own(url: str, app: str, database: Home) -> None:
+    """The tombstone lives for `negative_ttl`; with 0 there is none, and the old value has gone as well."""
+    async with (
+        source(database, a="old", b="old") as rows,
+        opened(url) as client,
+        cache(url, app, rows, jitter=0) as keeps,
+        cache(url, app, rows, negative_ttl=0) as keeps_none,
+    ):
+        for key in "ab":
+            await keeps.get(key)
+        assert await keeps.delete("a") == Written(2, cached=True)
+        assert 8_000 < await client.pttl(names(app, "a")[0]) <= 10_000
+        assert await keeps_none.delete("b") == Written(2, cached=False)
+        assert await keeps.peek("b") is MISS
+        assert await keeps_none.get("b") is None
+        assert await keeps.peek("b") is MISS
+        assert (await keeps.delete("never there")).version == 0
+        assert await keeps.peek("never there") is None
+        assert (await keeps.put("never there", v(1))).cached
+
+
+# 6: many
+
+
+@EVERYWHERE
+@pytest.mark.invariant(6)
+async def test_each_of_many_has_its_own_outcome(url: str, app: str, database: Home) -> None:
+    """Refused, not encodable, no key: each is told for itself, and the others are stored and cached."""
+    await checks.check_many_have_an_outcome_each(url, app, database, WriteThrough)
+
+
+@ONCE
+@pytest.mark.naive(6)
+@pytest.mark.parametrize(
+    ("variant", "complaint"),
+    [
+        (naive.Textbook, "the others are lost: Refused"),
+        (naive.CacheFirst, "is cached, and was not stored"),
+    ],
+)
+async def test_many_at_once_are_all_or_some(
+    url: str, app: str, database: Home, variant: Make, complaint: str
+) -> None:
+    """The first error takes the rest along; or all are cached, whatever becomes of them."""
+    with pytest.raises(AssertionError, match=complaint):
+        await checks.check_many_have_an_outcome_each(url, app, database, variant)
+
+
+@ONCE
+@pytest.mark.invariant(6)
+async def test_many_are_put_a_few_at_a_time_and_cancelled_together(
+    url: str, app: str, database: Home
+) -> None:
+    """No more than `max_writes` at once; and when the caller leaves, no put goes on."""
+    async with source(database) as rows, cache(url, app, rows, max_writes=3) as cached:
+        values = {str(number): v(number) for number in range(30)}
+        told = await cached.put_many(values)
+        assert all(isinstance(each, Written) for each in told.values())
+        assert rows.most == 3
+        assert await cached.put_many({}) == {}
+
+        async def hangs(step: str, key: str) -> None:
+            await asyncio.get_running_loop().create_future()
+
+        rows.hook = hangs
+        call = asyncio.create_task(cached.put_many(values))
+        await eventually(lambda: rows.running == 3, within=5)
+        call.cancel()
+        await asyncio.wait([call])
+        assert call.cancelled()
+        assert rows.running == 0
+        assert cached._permits._value == 3
+
+
+# 7: unknown outcomes
+
+
+@EVERYWHERE
+@pytest.mark.invariant(7)
+async def test_after_an_unknown_outcome_the_source_is_asked(url: str, app: str, database: Home) -> None:
+    """Lost replies, time-outs, cancellations and strange errors: readers get what was written."""
+    await checks.check_an_unknown_outcome_is_not_taken_for_a_failure(url, app, database, WriteThrough)
+
+
+@ONCE
+@pytest.mark.naive(7)
+@pytest.mark.parametrize("variant", [naive.Textbook, naive.TakesErrorsForRefusals])
+async def test_an_error_is_not_a_refusal(url: str, app: str, database: Home, variant: Make) -> None:
+    """Who takes an exception for "nothing was written" leaves the old value where it is."""
+    with pytest.raises(AssertionError, match="readers get what was before"):
+        await checks.check_an_unknown_outcome_is_not_taken_for_a_failure(url, app, database, variant)
+
+
+@pytest.mark.invariant(7)
+@pytest.mark.fault("the reply to the COMMIT of the source is lost (PostgreSQL)")
+async def test_a_commit_whose_reply_is_lost_is_read_from_the_source(
+    server: Server, app: str, postgres: Postgres, own: Home, ledger: Callable[..., Ledger]
+) -> None:
+    """The writer is told that nobody knows; readers get what the source has by now."""
+    book = ledger(unsure=10, bound="the next read asks the source")
+    old = 0
+    async with (
+        source(own, **{f"k{n}": "old" for n in range(20)}) as rows,
+        proxy(postgres.port, book) as p,
+        databases.opened(f"{postgres.url_at(p.port)}{own.url.removeprefix(postgres.url)}") as db,
+    ):
+        lossy = Rows(db)
+        lossy.table = _InATransaction(db)
+        for make, first in ((WriteThrough, 0), (naive.Textbook, 10)):
+            async with (
+                cache(server.url, f"{app}-{first}", lossy, make) as here,
+                cache(server.url, f"{app}-{first}", rows, make) as there,
+            ):
+                for number in range(first, first + 10):
+                    key = f"k{number}"
+                    await there.get(key)
+                    with p.lose_reply(b"COMMIT"):
+                        told = await outcome_of(here.put(key, v("new")))
+                    assert told == "OutcomeUnknown"
+                    assert await rows.has(key) == v("new")
+                    got = await there.get(key)
+                    if make is naive.Textbook:
+                        old += got == v("old")
+                        continue
+                    book.unsure(key)
+                    assert got == v("new")
+                    book.effect(key)
+    assert old == 10
+    book.naive(f"UPDATE, then SET: {old} of 10 values are read as they were before, until their ttl ends")
+    book.held("the entry is dropped, and the mark stays: nothing is kept until the lease has passed")
+
+
+class _InATransaction(VersionedTable):
+    """Stores by BEGIN, the statement, COMMIT."""
+
+    def __init__(self, db: Any) -> None:
+        super().__init__(db, "thing", key="id", columns=("v",))
+        self.db = db
+
+    async def store(self, key: str, value: Any) -> int:
+        async with self.db.transaction() as t:
+            return await VersionedTable(t, "thing", key="id", columns=("v",)).store(key, value)
+
+
+# 8: reads
+
+
+@EVERYWHERE
+@pytest.mark.invariant(8)
+async def test_reads_load_once_and_never_what_is_older(url: str, app: str, database: Home) -> None:
+    """One load for a hundred callers, none for those who came later, few at once; nonsense is a miss."""
+    await checks.check_reads(url, app, database, WriteThrough)
+
+
+@ONCE
+@pytest.mark.naive(8)
+@pytest.mark.parametrize(
+    ("variant", "complaint"),
+    [(naive.Textbook, r"\d+ loads for 100 callers"), (naive.JoinsAnyLoad, "was given the old value")],
+)
+async def test_reads_without_flights_or_ticks_are_too_many_or_too_old(
+    url: str, app: str, database: Home, variant: Make, complaint: str
+) -> None:
+    """Each caller loads; or a caller gets what a load had read before the write that it knows of."""
+    with pytest.raises(AssertionError, match=complaint):
+        await checks.check_reads(url, app, database, variant)
+
+
+@ONCE
+@pytest.mark.invariant(8)
+async def test_loads_fail_hang_and_are_cancelled_for_those_who_wait(
+    url: str, app: str, database: Home
+) -> None:
+    """They are told, nothing is kept, and the next caller loads."""
+    clock, heard = ManualClock(), Recorder()
+    async with source(database, a="1") as rows, cache(url, app, rows, clock=clock, on_event=heard) as cached:
+        for error, told in (
+            (OSError("disk"), "OSError"),
+            (asyncio.CancelledError(), "LoadCancelled"),
+            (TimeoutError("its own"), "TimeoutError"),
+        ):
+
+            async def fails(step: str, key: str, error: BaseException = error) -> None:
+                raise error.with_traceback(None)
+
+            rows.hook = fails
+            assert await outcome_of(cached.get("a")) == told
+
+        async def hangs(step: str, key: str) -> None:
+            await asyncio.get_running_loop().create_future()
+
+        rows.hook = hangs
+        calls = [asyncio.create_task(outcome_of(cached.get("a"))) for _ in range(3)]
+        await eventually(lambda: rows.running, within=5)
+        calls[0].cancel()
+        await clock.advance(LEASE)
+        assert await asyncio.gather(*calls[1:]) == ["LoadTimedOut"] * 2
+        rows.hook = nothing
+        assert await cached.get("a") == v(1)
+        failed = [event.error for event in heard.of(LoadFailed)]
+        assert failed == ["OSError", "CancelledError", "TimeoutError", "LoadTimedOut"]
+
+
+@ONCE
+@pytest.mark.invariant(8)
+async def test_a_load_of_what_cannot_be_cached_says_so(url: str, app: str, database: Home) -> None:
+    """NotCacheable, with the value; and a source that answers without a version is told."""
+    async with source(database, a="x" * 200) as rows, cache(url, app, rows, max_bytes=100) as cached:
+        assert await outcome_of(cached.get("a")) == "NotCacheable"
+
+        async def bare(key: str) -> Any:
+            return v(1)
+
+        rows.load = bare  # type: ignore[method-assign]  # a source that does not keep to the protocol
+        with pytest.raises(TypeError, match="Versioned or None, got dict"):
+            await cached.get("b")
+
+        async def odd(key: str) -> Any:
+            return Versioned(v(1), -1)
+
+        rows.load = odd  # type: ignore[method-assign]  # as above
+        with pytest.raises(TypeError, match="63 bits, got -1"):
+            await cached.get("b")
+
+
+@ONCE
+@pytest.mark.invariant(2, 3)
+async def test_a_load_that_a_write_overlapped_is_not_kept(url: str, app: str, database: Home) -> None:
+    """Whether the write began before the load or during it; and readers that wait get a current value."""
+    async with (
+        source(database, a="old") as rows,
+        cache(url, app, rows) as here,
+        cache(url, app, rows) as there,
+        opened(url) as client,
+    ):
+        await there._entries.mark("a", "under way")
+        assert await here.get("a") == v("old")
+        assert await here.peek("a") is MISS
+        await there._entries.unmark("a", "under way")
+        assert await here.get("a") == v("old")
+        assert await here.peek("a") == v("old")
+        await client.delete(names(app, "a")[0])
+        turn = await here._entries.begin("a")
+        await there._entries.mark("a", "begins")
+        assert not await here._entries.fill("a", turn.generation, 1, b"1 0 +\n1", 60)
+        await there.invalidate("a")
+        assert not await there._entries.keep("a", "begins", 9, b"1 0 +\n1", 60, bound=1)
+        assert await here.peek("a") is MISS, "what was marked before a drop was kept"
+
+
+# 9: bad input
+
+
+@EVERYWHERE
+@pytest.mark.invariant(9)
+async def test_what_cannot_be_read_again_is_not_written(url: str, app: str, database: Home) -> None:
+    """A typed error before anything is written; and source and cache get the same value."""
+    await checks.check_only_what_can_be_read_again_is_written(url, app, database, WriteThrough)
+
+
+@ONCE
+@pytest.mark.naive(9)
+@pytest.mark.parametrize(
+    ("variant", "complaint"),
+    [(naive.KeepsAnything, "was put"), (naive.StoresTheObject, "have different values")],
+)
+async def test_lenient_encoding_and_shared_objects_differ_later(
+    url: str, app: str, database: Home, variant: Make, complaint: str
+) -> None:
+    """A set comes back as text; and an object that changes is stored as two values."""
+    with pytest.raises(AssertionError, match=complaint):
+        await checks.check_only_what_can_be_read_again_is_written(url, app, database, variant)
+
+
+@ONCE
+@pytest.mark.invariant(7)
+async def test_a_source_without_versions_is_told_and_nothing_is_kept(
+    url: str, app: str, database: Home
+) -> None:
+    """It wrote, and returned no version: the entry is dropped, whatever `refused` says."""
+    async with (
+        source(database, a="old") as rows,
+        cache(url, app, rows, refused=(Exception,)) as cached,
+    ):
+        await cached.get("a")
+        for given_back in (None, True, "2", 1.5, -1, 2**63):
+
+            async def store(key: str, value: Any, given_back: Any = given_back) -> Any:
+                await rows.table.store(key, value)
+                return given_back
+
+            rows.store = store  # type: ignore[method-assign]  # a source that does not keep to the protocol
+            with pytest.raises(NotVersioned, match="is written, and its version"):
+                await cached.put("a", v(given_back))
+            assert await cached.get("a") == v(given_back)
+
+
+# everything at once
+
+
+KEYS, FAULTS = 20, 500
+
+
+@pytest.mark.invariant(2, 3, 4, 7)
+@pytest.mark.fault("500 faults of all kinds, in Redis, on the way to it, in the source and of the callers")
+async def test_mixed_faults_leave_no_difference(
+    server: Server, app: str, ledger: Callable[..., Ledger], rng: random.Random, home: Home
+) -> None:
+    """Lost replies, resets, refusals, unknown outcomes, cancellations, evictions: no key differs."""
+    book = ledger(bound=f"0 of {KEYS} keys differ")
+    for make in (WriteThrough, naive.Textbook):
+        mine = book if make is WriteThrough else Ledger("x/y", "not a row of the table")
+        async with source(home) as rows, proxy(server.port, may_idle=True) as p:
+            different = await _mixed(rows, p, f"{app}-{make.__name__}", server.url, make, mine, rng)
+        if make is WriteThrough:
+            assert different == 0, f"{different} keys differ"
+            assert book.faults >= FAULTS
+        else:
+            assert different
+            book.naive(f"UPDATE, then SET: {different} of {KEYS} keys differ ({mine.faults} injected)")
+    book.held("0 keys differ: what cannot be compared is not kept, and what is owed is dropped")
+
+
+async def _mixed(rows: Rows, p: Any, app: str, url: str, make: Make, book: Ledger, rng: random.Random) -> int:
+    """Write and read from two processes until so many faults were injected; return how many keys differ."""
+    puts = itertools.count()
+    done: dict[str, set[str]] = {}
+
+    async def hook(step: str, key: str) -> None:
+        for _ in range(rng.randrange(8)):
+            await asyncio.sleep(0)
+        if rng.random() < 0.04:
+            book.injected()
+            raise OutcomeUnknown(key) if step == "stored" else rng.choice([Refused(key), OSError(key)])
+
+    options: dict[str, Any] = {"timeout": 2, "back_off": 0.01}
+    async with (
+        cache(p.url, app, rows, make, **options) as one,
+        cache(url, app, rows, make, **options) as other,
+        opened(url) as client,
+    ):
+
+        async def work() -> None:
+            key, which = f"k{rng.randrange(KEYS)}", rng.choice([one, other])
+            if rng.random() < 0.3:
+                await outcome_of(which.get(key))
+                return
+            text = str(next(puts))
+            call = asyncio.create_task(which.put(key, v(text)) if rng.random() < 0.9 else which.delete(key))
+            if rng.random() < 0.05:
+                book.injected()
+                for _ in range(rng.randrange(40)):
+                    await asyncio.sleep(0)
+                call.cancel()
+            try:
+                told = await call
+            except (Exception, asyncio.CancelledError) as error:
+                (book.failed if isinstance(error, Refused | OSError) else book.unsure)(text)
+                return
+            book.acked(text)
+            done.setdefault(key, set()).add(f"{told.version}")
+
+        rows.hook = hook
+        while book.faults < FAULTS:
+            kind = rng.choice(["reset", "lose", "drop", "evict", "none", "none"])
+            before = p.injected
+            toxic = None
+            if kind == "lose":
+                toxic = p.lose_reply(b"", times=2)
+            elif kind == "drop":
+                toxic = p.drop_request(b"", times=2)
+            elif kind == "evict":
+                book.injected()
+                key, role = f"k{rng.randrange(KEYS)}", rng.randrange(2)
+                await client.delete(names(app, key)[role])
+            await asyncio.gather(*[work() for _ in range(12)])
+            if kind == "reset":
+                await p.reset_all()
+            if toxic:
+                toxic.remove()
+            if p.injected > before:
+                book.injected(p.injected - before)
+        rows.hook = nothing
+        for each in (one, other):
+
+            async def answers(each: Any = each) -> bool:
+                await outcome_of(each.get("k0"))
+                owed = getattr(each, "_entries", None)
+                return not (owed and owed._owed)
+
+            await eventually(answers, within=10)
+        for key, versions in done.items():
+            present = await rows.version(key)
+            assert all(int(version) <= present for version in versions), "an acknowledged version is missing"
+        for text in list(book._outcomes["acked"]):
+            book.effect(text)
+        different = 0
+        for number in range(KEYS):
+            found = await other.peek(f"k{number}")
+            truth = await rows.has(f"k{number}")
+            different += found is not MISS and found != truth
+        return different
