@@ -583,6 +583,10 @@ async def check_bad_input_is_refused(place: Place, make: Any, **options: Any) ->
             assert isinstance(got, NotRecordable), f"{str(data)[:10]}: recorded, {got!r}"
             assert str(data) not in str(got)
             assert got.kind == "Bad"
+        for facts, command in (([Fact("Fine", 1)] * 1000, "c" * 1100), ([Fact("K" * 2_000_000)], "c")):
+            got = await outcome_of(shop.store.append("tea", facts, expected=0, command=command))
+            assert isinstance(got, NotRecordable), f"one command of more than 1 MB: recorded, {got!r}"
+            assert len(str(got)) < 200
         assert await shop.facts() == [], "half of it was recorded"
         await shop.fill(5)
         async with place.shop(make=make, partitions=5) as other:

@@ -256,12 +256,12 @@ class RowsThenCheckpoint(HashModel):
 
     between: Callable[[], None] = staticmethod(lambda: None)
 
-    async def commit(self, partition: int, owner: str, before: Any, last: Recorded, **options: Any) -> Any:
+    async def commit(self, partition: int, owner: str, before: Any, after: Any, **options: Any) -> Any:
         rows: Any = options.pop("rows")
         if rows:
             await self.client.hset(self.keys(partition)[1], mapping=rows)
             type(self).between()
-        return await super().commit(partition, owner, before, last, rows={}, **options)
+        return await super().commit(partition, owner, before, after, rows={}, **options)
 
 
 class CheckpointThenRows(HashModel):
@@ -269,9 +269,9 @@ class CheckpointThenRows(HashModel):
 
     between: Callable[[], None] = staticmethod(lambda: None)
 
-    async def commit(self, partition: int, owner: str, before: Any, last: Recorded, **options: Any) -> Any:
+    async def commit(self, partition: int, owner: str, before: Any, after: Any, **options: Any) -> Any:
         rows: Any = options.pop("rows")
-        after = await super().commit(partition, owner, before, last, rows={}, **options)
+        after = await super().commit(partition, owner, before, after, rows={}, **options)
         if rows:
             type(self).between()
             await self.client.hset(self.keys(partition)[1], mapping=rows)
@@ -281,8 +281,8 @@ class CheckpointThenRows(HashModel):
 class AppliesWhateverComes(HashModel):
     """At least once: no checkpoint is compared."""
 
-    async def commit(self, partition: int, owner: str, before: Any, last: Recorded, **options: Any) -> Any:
-        return await super().commit(partition, owner, await self.checkpoint(partition), last, **options)
+    async def commit(self, partition: int, owner: str, before: Any, after: Any, **options: Any) -> Any:
+        return await super().commit(partition, owner, await self.checkpoint(partition), after, **options)
 
 
 class GoesOnAtTheLastSeen(HashModel):
@@ -294,7 +294,7 @@ class GoesOnAtTheLastSeen(HashModel):
             try:
                 done = await super().apply(partition, owner, done, [fact])
             except Unapplied:
-                done = await self.commit(partition, owner, done, fact, rows={})
+                done = await self.commit(partition, owner, done, fact.checkpoint, rows={})
         return done
 
 
@@ -340,16 +340,16 @@ class ParksOneFactOnly(HashModel):
 class AsksForNoOwner(HashModel):
     """The rows are written by whoever comes last."""
 
-    async def commit(self, partition: int, owner: str, before: Any, last: Recorded, **options: Any) -> Any:
+    async def commit(self, partition: int, owner: str, before: Any, after: Any, **options: Any) -> Any:
         state: Any = await self.client.hmget(self.keys(partition)[0], ["owner"])
-        return await super().commit(partition, state[0].decode(), before, last, **options)
+        return await super().commit(partition, state[0].decode(), before, after, **options)
 
 
 class WritesWhateverItHolds(AsksForNoOwner):
     """Neither the owner nor the checkpoint is compared."""
 
-    async def commit(self, partition: int, owner: str, before: Any, last: Recorded, **options: Any) -> Any:
-        return await super().commit(partition, owner, await self.checkpoint(partition), last, **options)
+    async def commit(self, partition: int, owner: str, before: Any, after: Any, **options: Any) -> Any:
+        return await super().commit(partition, owner, await self.checkpoint(partition), after, **options)
 
 
 class ComparesOneId(EventStore):

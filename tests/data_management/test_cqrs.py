@@ -47,10 +47,11 @@ from patterns.data_management.cqrs import (
     View,
     wait_for,
 )
+from patterns.data_management.cqrs.scripts import COMMIT
 from patterns.embedded import Server
 from patterns.entry import Unreadable
 from patterns.events import Event, Recorder
-from patterns.keyspace import opened
+from patterns.keyspace import OutcomeUnknown, opened
 from tests.data_management.cqrs_checks import (
     KILLS,
     PROGRAM,
@@ -73,6 +74,7 @@ from tests.data_management.cqrs_checks import (
     check_the_rule_holds,
     check_who_was_replaced_writes_no_more,
     commits_without_replies,
+    embedded_port,
     killed,
     outcome_of,
     paused_and_replaced,
@@ -108,7 +110,7 @@ from tests.data_management.cqrs_shop import (
     switch_first,
 )
 from tests.eventually import eventually
-from tests.faults import Ledger, leaks
+from tests.faults import Ledger, leaks, proxy
 from tests.postgres import Home, schema
 
 if TYPE_CHECKING:
@@ -220,6 +222,9 @@ async def test_an_append_is_recognised_behind_later_ones(redis: Place) -> None:
         await shop.store.append("tea", [Fact("C")], expected=2, command="d")
         again = await shop.store.append("tea", [Fact("X")], expected=0, command="c")
         assert again == replace(first, repeated=True)
+        for expected in (1, 2, 3):  # whoever has read it again, and did not see its own command there
+            again = await shop.store.append("tea", [Fact("X")], expected=expected, command="c")
+            assert again == replace(first, repeated=True), "recorded twice"
         for expected in (1, 2, 4):
             with pytest.raises(VersionConflict):
                 await shop.store.append("tea", [Fact("X")], expected=expected, command="e")
@@ -363,6 +368,30 @@ async def test_a_reaction_that_crashed_comes_again_under_its_id(redis: Place) ->
             await shop.projector(reaction).catch_up()
         await shop.projector(reaction).catch_up()
     assert sent == ["shop/0:1", "shop/0:2", "shop/0:2", "shop/0:3"]
+
+
+@pytest.mark.invariant(4, 9)
+async def test_a_reaction_asks_whether_it_is_its_turn_before_it_calls(here: Place) -> None:
+    """A lost reply repeats no call, and who was replaced calls no more."""
+    sent: list[str] = []
+
+    async def send(fact: Recorded) -> None:
+        sent.append(fact.id)
+
+    async with proxy(embedded_port(here), None) as line, here.shop(partitions=1) as shop:
+        receipts = await shop.fill(6)
+        async with here.shop(partitions=1, url=line.url) as far:
+            old = far.projector(Reaction("mail", far.store, send, from_now=False))
+            await old.take()
+            for _ in range(4):
+                with line.lose_reply(COMMIT._sha.encode(), times=1), suppress(OutcomeUnknown):
+                    await old.catch_up()
+            new = shop.projector(Reaction("mail", shop.store, send, from_now=False))
+            await new.take()
+            with pytest.raises(TakenOver):
+                await old.catch_up()
+            await new.catch_up()
+    assert sent == [f"shop/{each.position}" for each in receipts]
 
 
 @pytest.mark.invariant(4, 5)
@@ -587,11 +616,28 @@ async def test_what_an_apply_may_do_wrong_is_poison(here: Place) -> None:
     def large(rows: dict[str, Any], fact: Recorded) -> None:
         rows[fact.aggregate] = "x" * 200
 
-    keys: list[Any] = [lambda fact: [""], lambda fact: 1, lambda fact: ["\ud800"], lambda fact: [b"x"]]
+    class Unspeakable(Exception):
+        def __repr__(self) -> str:
+            raise RuntimeError
+
+    def unspeakable(rows: dict[str, Any], fact: Recorded) -> None:
+        raise Unspeakable
+
+    keys: list[Any] = [
+        lambda fact: fact.aggregate,
+        lambda fact: [""],
+        lambda fact: 1,
+        lambda fact: ["\ud800"],
+        lambda fact: [b"x"],
+    ]
     async with here.shop(partitions=1) as shop:
         await shop.fill(1)
         for number, (apply, named) in enumerate(
-            [*[(each, None) for each in (strange, cannot, large)], *[(strange, each) for each in keys]], 1
+            [
+                *[(each, None) for each in (strange, cannot, large, unspeakable)],
+                *[(strange, each) for each in keys],
+            ],
+            1,
         ):
             options = {"keys": named} if named else {}
             model = HashModel("m", shop.store, apply, generation=number, max_bytes=100, **options)
@@ -635,6 +681,13 @@ async def test_a_statement_whose_error_was_swallowed_is_poison(place: Place) -> 
 
         await shop.projector(TableModel("stock", shop.database, cancels_itself), on_event=heard).catch_up()
         assert "CancelledError" in heard.of(ProjectionPaused)[1].error
+
+        async def reads_a_file(transaction: Any, fact: Recorded) -> None:
+            raise FileNotFoundError
+
+        model = TableModel("stock", shop.database, reads_a_file)
+        await shop.projector(model, on_poison=OnPoison.CONTINUE, on_event=heard).catch_up()
+        assert "FileNotFoundError" in (await model.parked(0))[4].error, "it is no outage of the database"
 
 
 # 9: takeover
@@ -689,6 +742,24 @@ async def test_partitions_can_be_shared_anew_while_they_are_followed(redis: Plac
         await asyncio.wait_for(running, 5)
         await one.take()
         await one.catch_up()
+        assert await shop.rows(model) == await shop.replay()
+
+
+@pytest.mark.invariant(9)
+async def test_a_model_that_was_emptied_stops_its_projector(redis: Place) -> None:
+    """Nobody owns the partition any more; the next projector takes it, and fills it from the beginning."""
+    heard = Recorder()
+    async with redis.shop(partitions=1) as shop:
+        await shop.fill(5)
+        model = shop.model()
+        old = shop.projector(model, on_event=heard)
+        await old.catch_up()
+        for key in model.keys(0):
+            await shop.store.client.delete(key)
+        await shop.fill(3)
+        await old.run()
+        assert heard.of(PartitionStopped) == [PartitionStopped("stock", 0, "TakenOver")]
+        await shop.projector(model).catch_up()
         assert await shop.rows(model) == await shop.replay()
 
 
@@ -900,6 +971,8 @@ async def test_arguments_that_make_no_sense_are_refused(here: Place) -> None:
             (store.execute("a", deliver(1), attempts=0), "attempts"),
             (store.execute("a", deliver(1), command=""), "command"),
             (store.history("a", after=-1), "after"),
+            (store.read(Position(0, 0), count=0), "count"),
+            (wait_for(View("m", store), Position(0, 0), within=1, poll=0), "poll"),
         ]
         for call, field in calls:
             with pytest.raises(ValueError, match=field):
@@ -947,6 +1020,8 @@ def test_positions_from_outside_are_read_with_care(text: str) -> None:
     with pytest.raises(ValueError, match="two numbers"):
         Position.parse(text)
     assert Position.parse(str(Position(3, 105))) == Position(3, 105)
+    with pytest.raises(ValueError, match="two numbers"):
+        Position.parse(5)  # type: ignore[arg-type]  # as JSON has it
     with pytest.raises(ValueError, match="number"):
         Position(0, -1)
 

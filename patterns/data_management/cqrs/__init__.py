@@ -76,10 +76,9 @@ from patterns.data_management.cqrs.events import (
     ProjectionResumed,
     ProjectionStalled,
 )
-from patterns.data_management.cqrs.facts import Fact, HistoryLost, Position, Receipt, Recorded
+from patterns.data_management.cqrs.facts import Checkpoint, Fact, HistoryLost, Position, Receipt, Recorded
 from patterns.data_management.cqrs.hashes import HashModel
 from patterns.data_management.cqrs.model import (
-    Checkpoint,
     Dropped,
     Model,
     Moved,

@@ -8,7 +8,7 @@ from typing import Any
 
 from patterns.bounds import whole
 
-__all__ = ["Fact", "HistoryLost", "Position", "Receipt", "Recorded"]
+__all__ = ["BEGINNING", "Checkpoint", "Fact", "HistoryLost", "Position", "Receipt", "Recorded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,26 @@ class Position:
         Raises:
             ValueError: it did not.
         """
-        if not re.fullmatch(r"[0-9]{1,9}:[0-9]{1,15}", text):
+        if not re.fullmatch(r"[0-9]{1,9}:[0-9]{1,15}", text := str(text)):
             raise ValueError("a position is two numbers, as '3:105'")
         partition, number = text.split(":")
         return cls(int(partition), int(number))
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """How far somebody has come in a partition.
+
+    Attributes:
+        number: position of the last fact that is done.
+        chain: that fact's chain.
+    """
+
+    number: int = 0
+    chain: str = ""
+
+
+BEGINNING = Checkpoint()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +102,11 @@ class Recorded:
     def id(self) -> str:
         """The same on each delivery: an idempotency key for what a reaction does."""
         return f"{self.store}/{self.position}"
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Of whoever has come so far."""
+        return Checkpoint(self.position.number, self.chain)
 
     def check(self) -> None:
         """Raise ValueError if `data` could not be decoded."""

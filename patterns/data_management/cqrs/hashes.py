@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from patterns.bounds import text, whole
-from patterns.data_management.cqrs.model import Checkpoint, Unapplied
+from patterns.data_management.cqrs.model import Unapplied
 from patterns.data_management.cqrs.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from patterns.data_management.cqrs.facts import Recorded
+    from patterns.data_management.cqrs.facts import Checkpoint, Recorded
     from patterns.data_management.cqrs.store import EventStore
     from patterns.keyspace import Client
 
@@ -67,13 +67,13 @@ class HashModel(State):
         for fact, keys in zip(facts, named, strict=True):
             now |= self._changed(fact, {key: now[key] for key in keys})
         rows = {key: row for key, row in now.items() if row != was[key]}
-        return await self.commit(partition, owner, before, facts[-1], rows=rows)
+        return await self.commit(partition, owner, before, facts[-1].checkpoint, rows=rows)
 
     # --8<-- [end:apply]
 
     def _named(self, fact: Recorded) -> list[str]:
         try:
-            keys = [text("key", key) for key in self._keys_of(fact)]
+            keys = [text("key", key) for key in _several(self._keys_of(fact))]
             "".join(keys).encode()
         except Exception as error:
             raise Unapplied(fact) from error
@@ -103,6 +103,12 @@ class HashModel(State):
         if len(encoded) > self._max_bytes:
             raise ValueError(f"a row of {len(encoded)} bytes is over max_bytes={self._max_bytes}")
         return encoded
+
+
+def _several(keys: Sequence[str]) -> Sequence[str]:
+    if isinstance(keys, str):
+        raise TypeError("`keys` must return a sequence of keys, and returned one")
+    return keys
 
 
 def _only(named: Rows, rows: dict[str, Any]) -> dict[str, Any]:

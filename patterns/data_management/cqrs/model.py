@@ -12,11 +12,9 @@ from patterns.clock import SYSTEM_CLOCK, Clock
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from patterns.data_management.cqrs.facts import Position, Recorded
+    from patterns.data_management.cqrs.facts import Checkpoint, Position, Recorded
 
 __all__ = [
-    "BEGINNING",
-    "Checkpoint",
     "Dropped",
     "Followed",
     "Model",
@@ -26,24 +24,11 @@ __all__ = [
     "TakenOver",
     "Unapplied",
     "cancelled",
+    "told",
     "wait_for",
 ]
 
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """How far a read model has come in a partition.
-
-    Attributes:
-        number: position of the last fact that is in it.
-        chain: that fact's chain.
-    """
-
-    number: int = 0
-    chain: str = ""
-
-
-BEGINNING = Checkpoint()
+_MOST_OF_AN_ERROR = 1000  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +57,14 @@ class Unapplied(Exception):
 
 
 class TakenOver(Exception):
-    """Another projector has taken the partition: this one writes no more.
+    """Another projector has taken the partition, or its state is gone: this one writes no more.
 
     Attributes:
         partition: which.
     """
 
     def __init__(self, name: str, partition: int) -> None:
-        super().__init__(f"{name}: partition {partition} belongs to another projector")
+        super().__init__(f"{name}: partition {partition} belongs to another projector, or to nobody")
         self.partition = partition
 
 
@@ -175,6 +160,7 @@ async def wait_for(
     Raises:
         NotCaughtUp: it has not come there in time; a TimeoutError.
     """
+    number("poll", poll, above=0)
     deadline = clock.monotonic() + number("within", within, at_least=0, finite=False)
     while (at := await model.checkpoint(position.partition)).number < position.number:
         if (left := deadline - clock.monotonic()) <= 0:
@@ -189,3 +175,12 @@ def cancelled() -> bool:
     """Whether somebody wants the running task to end: else a CancelledError came from what it awaited."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def told(error: BaseException | None) -> str:
+    """Return what an error says of itself, short, and whatever its `repr` does."""
+    try:
+        text = repr(error)
+    except Exception:
+        text = type(error).__name__
+    return text[:_MOST_OF_AN_ERROR].encode("utf-8", "replace").decode().replace("\0", "?")

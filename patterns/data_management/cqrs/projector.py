@@ -21,8 +21,8 @@ from patterns.data_management.cqrs.events import (
     ProjectionResumed,
     ProjectionStalled,
 )
-from patterns.data_management.cqrs.facts import HistoryLost, Position, Recorded
-from patterns.data_management.cqrs.model import Checkpoint, Dropped, Model, Moved, TakenOver, Unapplied
+from patterns.data_management.cqrs.facts import Checkpoint, HistoryLost, Position, Recorded
+from patterns.data_management.cqrs.model import Dropped, Model, Moved, TakenOver, Unapplied, told
 from patterns.data_management.cqrs.policy import OnPoison, Policy
 from patterns.events import Listener, emit, ignore
 
@@ -173,23 +173,27 @@ class Projector:
             return 0
 
     async def _apply(self, partition: int, held: _Held, facts: list[Recorded]) -> int:
-        try:
-            after = await self._model.apply(partition, self._owner, held.at, facts)
-        except Unapplied as error:
-            done = 0
-            if before := facts[: facts.index(error.fact)]:
-                done = await self._apply(partition, held, before)
-            if held.at.number + 1 == error.fact.position.number:
-                done += await self._failed(partition, held, error)
-            return done
-        done, held.at, held.failures = after.number - held.at.number, after, 0
-        emit(self._on_event, FactsApplied(self._model.name, partition, after.number, done))
+        done = 0
+        while facts:
+            try:
+                after = await self._model.apply(partition, self._owner, held.at, facts)
+            except Unapplied as error:
+                bad = error.fact.position.number
+                done += await self._apply(
+                    partition, held, [each for each in facts if each.position.number < bad]
+                )
+                if held.at.number + 1 == bad:
+                    done += await self._failed(partition, held, error)
+                return done
+            count, held.at, held.failures = after.number - held.at.number, after, 0
+            emit(self._on_event, FactsApplied(self._model.name, partition, after.number, count))
+            done, facts = done + count, [each for each in facts if each.position.number > after.number]
         return done
 
     # --8<-- [end:step]
 
     async def _failed(self, partition: int, held: _Held, error: Unapplied) -> int:
-        name, number, why = self._model.name, error.fact.position.number, repr(error.__cause__)
+        name, number, why = self._model.name, error.fact.position.number, told(error.__cause__)
         held.failures += 1
         emit(self._on_event, FactFailed(name, partition, number, held.failures, why))
         if held.failures < self.policy.attempts:

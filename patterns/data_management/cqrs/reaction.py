@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from patterns.data_management.cqrs.model import BEGINNING, Checkpoint, Unapplied, cancelled
+from patterns.data_management.cqrs.facts import BEGINNING, Checkpoint
+from patterns.data_management.cqrs.model import Unapplied, cancelled
 from patterns.data_management.cqrs.state import State
 
 if TYPE_CHECKING:
@@ -56,8 +57,9 @@ class Reaction(State):
     async def apply(
         self, partition: int, owner: str, before: Checkpoint, facts: Sequence[Recorded]
     ) -> Checkpoint:
-        """React to the first of the facts, then move the checkpoint past it."""
+        """React to the first of the facts, if it is still to be done and ours; then pass it."""
         fact = facts[0]
+        await self.commit(partition, owner, before, before, rows={})
         try:
             fact.check()
             await self._react(fact)
@@ -67,7 +69,7 @@ class Reaction(State):
             if cancelled():
                 raise
             raise Unapplied(fact) from error  # it was the function's own
-        return await self.commit(partition, owner, before, fact, rows={})
+        return await self.commit(partition, owner, before, fact.checkpoint, rows={})
 
 
 # --8<-- [end:reaction]

@@ -11,20 +11,13 @@ APPEND = Script(
     "cqrs.append",
     """
 -- KEYS[1] stream log, KEYS[2] list positions of the aggregate's facts: as many as its version
+-- KEYS[3] hash its commands, and the version after each
 -- ARGV[1] aggregate, ARGV[2] expected version, ARGV[3] command, then kind and data of each fact
 -- returns {1 recorded | 2 was recorded | 0 conflict, version, position}
-local expected, version = tonumber(ARGV[2]), redis.call('LLEN', KEYS[2])
-if version ~= expected then
-  local known, position = expected, 0 -- a command that is repeated finds itself where it wanted to be
-  while known >= 0 and known < version do
-    local at = redis.call('LINDEX', KEYS[2], known - version)
-    local entry = redis.call('XRANGE', KEYS[1], at, at)[1]
-    if not entry or entry[2][6] ~= ARGV[3] then break end
-    known, position = known + 1, at
-  end
-  if known > expected then return {2, known, position} end
-  return {0, version, 0}
-end
+local known = redis.call('HGET', KEYS[3], ARGV[3])
+if known then return {2, tonumber(known), redis.call('LINDEX', KEYS[2], known - 1)} end
+local version = redis.call('LLEN', KEYS[2])
+if version ~= tonumber(ARGV[2]) then return {0, version, 0} end
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 local position, chain = 0, ''
 if last then position, chain = tonumber(string.match(last[1], '^%d+')), last[2][14] end
@@ -37,6 +30,7 @@ for i = 4, #ARGV, 2 do
     'command', ARGV[3], 'kind', ARGV[i], 'data', ARGV[i + 1], 'at', at, 'chain', chain)
   redis.call('RPUSH', KEYS[2], position)
 end
+redis.call('HSET', KEYS[3], ARGV[3], version)
 return {1, version, position}
 """,
 )

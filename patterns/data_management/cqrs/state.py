@@ -14,7 +14,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from patterns.bounds import whole
-from patterns.data_management.cqrs.model import BEGINNING, Checkpoint, Dropped, Moved, Parked, TakenOver
+from patterns.data_management.cqrs.facts import BEGINNING, Checkpoint
+from patterns.data_management.cqrs.model import Dropped, Moved, Parked, TakenOver
 from patterns.data_management.cqrs.scripts import COMMIT, DROP, TAKE
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from patterns.keyspace import Client
 
 __all__ = ["State"]
-
-_MOST_OF_AN_ERROR = 1000  # characters
 
 
 class State:
@@ -91,12 +90,12 @@ class State:
         partition: int,
         owner: str,
         before: Checkpoint,
-        last: Recorded,
+        after: Checkpoint,
         *,
         rows: Mapping[str, bytes | None],
         parked: str = "",
     ) -> Checkpoint:
-        """Write rows (None deletes one) and move the checkpoint from `before` to the fact `last`, as one.
+        """Write rows (None deletes one) and move the checkpoint from `before` to `after`, as one.
 
         Raises:
             TakenOver: the owner is another; nothing was written.
@@ -104,7 +103,6 @@ class State:
         """
         stay = [part for key, row in rows.items() if row is not None for part in (key, row)]
         gone = [key for key, row in rows.items() if row is None]
-        after = Checkpoint(last.position.number, last.chain)
         args = [owner, before.number, after.number, after.chain, parked, len(stay) // 2, *stay, *gone]
         done = await COMMIT(self.client, keys=self.keys(partition), args=args)
         if done == -1:
@@ -119,8 +117,8 @@ class State:
         self, partition: int, owner: str, before: Checkpoint, fact: Recorded, error: str
     ) -> Checkpoint:
         """Put the fact that follows `before` aside, and move on."""
-        parked = json.dumps([fact.aggregate, error[:_MOST_OF_AN_ERROR]])
-        return await self.commit(partition, owner, before, fact, rows={}, parked=parked)
+        parked = json.dumps([fact.aggregate, error])
+        return await self.commit(partition, owner, before, fact.checkpoint, rows={}, parked=parked)
 
     async def drop(self) -> None:
         """Delete it; a projector that still follows it gets TakenOver, one that begins gets Dropped."""

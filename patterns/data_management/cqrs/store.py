@@ -4,6 +4,7 @@ Keys, one slot per partition:
 
 - `<app>:{cqrs:<name>/<partition>}:log`              stream: the facts, ids `1-0`, `2-0`, ...; never trimmed
 - `<app>:{cqrs:<name>/<partition>}:of.<aggregate>`   list: the positions of one aggregate's facts
+- `<app>:{cqrs:<name>/<partition>}:by.<aggregate>`   hash: its commands, and the version after each
 - `<app>:{cqrs:<name>}:partitions`                   string: how many there are, for it must never change
 
 The partition of an aggregate is the CRC-32 of its name, modulo the number of partitions. An entry carries a
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["EventStore", "NotRecordable", "PartitionsDiffer", "VersionConflict"]
 
 _PAGE = 500  # facts in one reply
-_MOST_FACTS = 1000
+_MOST_FACTS = 1000  # of one command, and
+_MOST_BYTES = 1_048_576  # of all of them, with their names: while a script runs, its shard does nothing else
 
 
 class VersionConflict(Exception):
@@ -83,7 +85,7 @@ class EventStore:
         app: first part of the keys.
         partitions: in how many logs the aggregates are spread; it can never be changed.
         codec: turns data into bytes and back.
-        max_bytes: most bytes of one fact's encoded data.
+        max_bytes: most bytes of one fact's encoded data, at most 1 MiB, which is the most of one command too.
         on_event: hears Appended and AppendConflicted.
     """
 
@@ -105,7 +107,7 @@ class EventStore:
         self.space = Keyspace(app, "cqrs")
         self.partitions = whole("partitions", partitions, at_least=1, at_most=4096)
         self.codec = codec
-        self._max_bytes = whole("max_bytes", max_bytes, at_least=1)
+        self._max_bytes = whole("max_bytes", max_bytes, at_least=1, at_most=_MOST_BYTES)
         self._on_event = on_event
         self._agreed = False
 
@@ -126,20 +128,25 @@ class EventStore:
             facts: at least one.
             expected: the version on which they build; 0 for an aggregate that does not exist yet.
             command: id of the command. Who got no answer repeats the call with the same id, as often as it
-                takes: it is recorded once.
+                takes: for one aggregate it is recorded once, whatever `expected` says then.
 
         Raises:
-            VersionConflict: the version is another, and the facts there are not those of this command.
-            NotRecordable: a fact cannot be encoded, or is too large.
+            VersionConflict: the version is another, and this command has not been recorded.
+            NotRecordable: a fact cannot be encoded, or is too large, or all together are.
             OutcomeUnknown: recorded or not; repeat it.
         """
         whole("expected", expected, at_least=0)
         partition, keys = self._keys(aggregate)
-        args: list[str | bytes | int] = [_utf8("aggregate", aggregate), expected, _utf8("command", command)]
+        names = _utf8("aggregate", aggregate), _utf8("command", command)
+        args: list[bytes | int] = [names[0], expected, names[1]]
         if not 0 < len(facts) <= _MOST_FACTS:
             raise ValueError(f"facts must be 1 to {_MOST_FACTS}, got {len(facts)}")
+        size = 0
         for fact in facts:
-            args += [_utf8("kind", fact.kind), self._encoded(fact)]
+            args += (each := [_utf8("kind", fact.kind), self._encoded(fact)])
+            size += sum(map(len, (*names, *each)))
+            if size > _MOST_BYTES:
+                raise NotRecordable(fact.kind[:100], f"with it the command has more than {_MOST_BYTES} bytes")
         await self._agree()
         outcome, version, number = await APPEND(self.client, keys=keys, args=args)
         if outcome == 0:
@@ -205,7 +212,7 @@ class EventStore:
         found: list[Recorded] = []
         while True:
             first = after + len(found)
-            page = await HISTORY(self.client, keys=keys, args=[first, first + _PAGE - 1])
+            page = await HISTORY(self.client, keys=keys[:2], args=[first, first + _PAGE - 1])
             for entry in page:
                 fact = self._recorded(partition, entry)
                 if fact.version != after + len(found) + 1:
@@ -228,6 +235,7 @@ class EventStore:
         Raises:
             HistoryLost: the fact at `after` is not there, or is another.
         """
+        whole("count", count, at_least=1)
         await self._agree()
         start = max(1, after.number)
         entries: Any = await self.client.xrange(
@@ -255,11 +263,14 @@ class EventStore:
 
     def _keys(self, aggregate: str) -> tuple[int, list[str]]:
         partition = self.partition_of(aggregate)
-        role = "of." + "".join(
-            chr(byte) if (chr(byte).isalnum() and byte < 128) or byte in b"_-" else f".{byte:02x}"
-            for byte in aggregate.encode()
+        entity, name = (
+            f"{self.name}/{partition}",
+            "".join(
+                chr(byte) if (chr(byte).isalnum() and byte < 128) or byte in b"_-" else f".{byte:02x}"
+                for byte in aggregate.encode()
+            ),
         )
-        return partition, [self._log(partition), self.space.key(f"{self.name}/{partition}", role)]
+        return partition, [self.space.key(entity, role) for role in ("log", f"of.{name}", f"by.{name}")]
 
     def _encoded(self, fact: Fact) -> bytes:
         try:

@@ -13,8 +13,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from patterns.bounds import text
-from patterns.data_management.cqrs.model import Checkpoint, Moved, Parked, TakenOver, Unapplied, cancelled
-from patterns.database import Aborted, Database, Transaction, UniqueViolation
+from patterns.data_management.cqrs.facts import Checkpoint
+from patterns.data_management.cqrs.model import Moved, Parked, TakenOver, Unapplied, cancelled
+from patterns.database import Aborted, Database, OutcomeUnknown, Transaction, UniqueViolation, Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -39,7 +40,6 @@ _OWNER = "SELECT owner FROM cqrs_checkpoint WHERE model = $1 AND part = $2"
 _AT = "SELECT number, chain FROM cqrs_checkpoint WHERE model = $1 AND part = $2"
 _PARK = "INSERT INTO cqrs_parked VALUES ($1, $2, $3, $4, $5)"
 _PARKED = "SELECT number, aggregate, error FROM cqrs_parked WHERE model = $1 AND part = $2 ORDER BY number"
-_MOST_OF_AN_ERROR = 1000  # characters
 
 
 class TableModel:
@@ -88,7 +88,7 @@ class TableModel:
         """Move the checkpoint and carry out the statements of all facts, in one transaction."""
         try:
             async with self._database.transaction() as transaction:
-                after = await self._move(transaction, partition, owner, before, facts[-1])
+                after = await self._move(transaction, partition, owner, before, facts[-1].checkpoint)
                 for fact in facts:
                     await self._carry_out(transaction, fact)
         except Aborted as error:  # `apply` has caught what a statement raised: which fact's was it?
@@ -98,9 +98,8 @@ class TableModel:
         return after
 
     async def _move(
-        self, transaction: Transaction, partition: int, owner: str, before: Checkpoint, last: Recorded
+        self, transaction: Transaction, partition: int, owner: str, before: Checkpoint, after: Checkpoint
     ) -> Checkpoint:
-        after = Checkpoint(last.position.number, last.chain)
         where = (self.name, partition)
         if not await transaction.execute(_MOVE, after.number, after.chain, *where, owner, before.number):
             found = await transaction.fetch(_OWNER, *where)
@@ -113,7 +112,7 @@ class TableModel:
         try:
             fact.check()
             await self._apply(transaction, fact)
-        except (OSError, Aborted):  # the database is gone, which is no fault of the fact
+        except (Unreachable, OutcomeUnknown, Aborted):  # which is no fault of the fact
             raise
         except Exception as error:
             raise Unapplied(fact) from error
@@ -126,9 +125,8 @@ class TableModel:
         self, partition: int, owner: str, before: Checkpoint, fact: Recorded, error: str
     ) -> Checkpoint:
         """Put the fact that follows `before` aside, and move on."""
-        told = error[:_MOST_OF_AN_ERROR].encode("utf-8", "replace").decode().replace("\0", "?")
         async with self._database.transaction() as transaction:
-            after = await self._move(transaction, partition, owner, before, fact)
+            after = await self._move(transaction, partition, owner, before, fact.checkpoint)
             number, aggregate = fact.position.number, fact.aggregate.replace("\0", "?")
-            await transaction.execute(_PARK, self.name, partition, number, aggregate, told)
+            await transaction.execute(_PARK, self.name, partition, number, aggregate, error)
         return after

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from patterns.bounds import number
 from patterns.clock import SYSTEM_CLOCK, Clock
 from patterns.data_management.cqrs.events import ModelSwitched
-from patterns.data_management.cqrs.model import Checkpoint, NotCaughtUp, wait_for
+from patterns.data_management.cqrs.model import NotCaughtUp, wait_for
 from patterns.data_management.cqrs.scripts import LOOK
 from patterns.data_management.cqrs.state import State
 from patterns.events import Listener, emit, ignore
 
 if TYPE_CHECKING:
-    from patterns.data_management.cqrs.facts import Position
+    from patterns.data_management.cqrs.facts import Checkpoint, Position
     from patterns.data_management.cqrs.store import EventStore
     from patterns.keyspace import Client
 
