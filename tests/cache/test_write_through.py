@@ -586,6 +586,7 @@ async def test_a_commit_whose_reply_is_lost_is_read_from_the_source(
         lossy = Rows(db)
         lossy.table = _InATransaction(db)
         for make, first in ((WriteThrough, 0), (naive.Textbook, 10)):
+            p.book = book if make is WriteThrough else None
             async with (
                 cache(server.url, f"{app}-{first}", lossy, make) as here,
                 cache(server.url, f"{app}-{first}", rows, make) as there,
@@ -803,14 +804,14 @@ async def test_mixed_faults_leave_no_difference(
 async def _mixed(rows: Rows, p: Any, app: str, url: str, make: Make, book: Ledger, rng: random.Random) -> int:
     """Write and read from two processes until so many faults were injected; return how many keys differ."""
     puts = itertools.count()
-    done: dict[str, set[str]] = {}
+    done: dict[str, int] = {}
 
     async def hook(step: str, key: str) -> None:
         for _ in range(rng.randrange(8)):
             await asyncio.sleep(0)
-        if rng.random() < 0.04:
+        if rng.random() < 0.08:
             book.injected()
-            raise OutcomeUnknown(key) if step == "stored" else rng.choice([Refused(key), OSError(key)])
+            raise OutcomeUnknown(key) if step == "stored" else rng.choice([Refused(key), RuntimeError(key)])
 
     options: dict[str, Any] = {"timeout": 2, "back_off": 0.01}
     async with (
@@ -824,20 +825,25 @@ async def _mixed(rows: Rows, p: Any, app: str, url: str, make: Make, book: Ledge
             if rng.random() < 0.3:
                 await outcome_of(which.get(key))
                 return
+            if rng.random() < 0.1:
+                await outcome_of(which.delete(key))
+                return
             text = str(next(puts))
-            call = asyncio.create_task(which.put(key, v(text)) if rng.random() < 0.9 else which.delete(key))
-            if rng.random() < 0.05:
+            call = asyncio.create_task(which.put(key, v(text)))
+            if rng.random() < 0.1:
                 book.injected()
                 for _ in range(rng.randrange(40)):
                     await asyncio.sleep(0)
                 call.cancel()
             try:
                 told = await call
-            except (Exception, asyncio.CancelledError) as error:
-                (book.failed if isinstance(error, Refused | OSError) else book.unsure)(text)
-                return
-            book.acked(text)
-            done.setdefault(key, set()).add(f"{told.version}")
+            except (Refused, RuntimeError):
+                book.failed(text)
+            except (Exception, asyncio.CancelledError):
+                book.unsure(text)
+            else:
+                book.acked(text)
+                done[key] = max(done.get(key, 0), told.version)
 
         rows.hook = hook
         while book.faults < FAULTS:
@@ -845,9 +851,9 @@ async def _mixed(rows: Rows, p: Any, app: str, url: str, make: Make, book: Ledge
             before = p.injected
             toxic = None
             if kind == "lose":
-                toxic = p.lose_reply(b"", times=2)
+                toxic = p.lose_reply(b"", times=4)
             elif kind == "drop":
-                toxic = p.drop_request(b"", times=2)
+                toxic = p.drop_request(b"", times=4)
             elif kind == "evict":
                 book.injected()
                 key, role = f"k{rng.randrange(KEYS)}", rng.randrange(2)
@@ -868,10 +874,9 @@ async def _mixed(rows: Rows, p: Any, app: str, url: str, make: Make, book: Ledge
                 return not (owed and owed._owed)
 
             await eventually(answers, within=10)
-        for key, versions in done.items():
-            present = await rows.version(key)
-            assert all(int(version) <= present for version in versions), "an acknowledged version is missing"
-        for text in list(book._outcomes["acked"]):
+        for key, version in done.items():
+            assert await rows.version(key) >= version, "an acknowledged version is missing"
+        for text in rows.texts:
             book.effect(text)
         different = 0
         for number in range(KEYS):

@@ -68,6 +68,7 @@ class Rows:
         hook: is told "load", "loaded", "store" and "stored" with the key; it may wait or raise.
         loads: how many there were.
         stored: the keys of the writes that were committed.
+        texts: the values of the puts among them.
         running: loads and writes under way.
         most: how many there were at one time.
     """
@@ -77,6 +78,7 @@ class Rows:
         self.hook: Callable[[str, str], Awaitable[None]] = nothing
         self.loads = self.running = self.most = 0
         self.stored: list[str] = []
+        self.texts: list[str] = []
 
     async def load(self, key: str) -> Versioned | None:
         """Read a row."""
@@ -85,7 +87,13 @@ class Rows:
 
     async def store(self, key: str, value: Any) -> int:
         """Write a row."""
-        return await self._between("store", "stored", key, partial(self.table.store, key, value))
+
+        async def store() -> int:
+            version = await self.table.store(key, value)
+            self.texts.append(value["v"])
+            return version
+
+        return await self._between("store", "stored", key, store)
 
     async def delete(self, key: str) -> int:
         """Delete a row."""
