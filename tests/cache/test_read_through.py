@@ -665,6 +665,51 @@ async def test_what_cannot_be_read_is_a_miss_and_goes(
     book.naive(f"get, load, set: {wrong} of {len(list(filter(None, NONSENSE)))} reads raised")
 
 
+@EVERYWHERE
+@pytest.mark.invariant(8)
+@pytest.mark.parametrize("stale", [{}, {"stale_if_error": 5, "stale_on": (OSError,)}])
+async def test_another_type_is_replaced_also_where_nothing_else_is_there(
+    url: str, app: str, database: Home, stale: dict[str, Any]
+) -> None:
+    """A list where each value should be is no refusal of Redis: one load, and from then on hits."""
+    async with source(database, a=1, b=2) as rows, cache(url, app, rows, **stale) as cached:
+        for keys in (["a"], ["a", "b"]):
+            for key in keys:
+                await cached.invalidate(key)
+                await cached._store._client.execute_command("RPUSH", value_key(app, key), "a list")
+            rows.calls.clear()
+            for _ in range(3):
+                assert await cached.get_all(keys) == {key: "ab".index(key) + 1 for key in keys}
+            assert rows.calls == [keys], "it was not replaced"
+
+
+@ONCE
+@pytest.mark.invariant(3, 8)
+@pytest.mark.parametrize("ask", ["get", "get_all", "refresh"])
+async def test_a_lease_that_nobody_heard_of_holds_nobody_up(
+    url: str, app: str, database: Home, ask: str
+) -> None:
+    """The reply that gives a lease is lost: it is given back, and another process need not wait it out."""
+    port = int(url.rpartition(":")[2].partition("/")[0])
+    async with (
+        source(database, a=1, b=2) as rows,
+        proxy(port) as p,
+        cache(p.url, app, rows, lease=60) as here,
+        cache(url, app, rows, lease=60) as there,
+    ):
+        await there.get_all(["c", "d"])  # the server knows the scripts
+        with p.lose_reply(b"EVALSHA") as toxic:
+            if ask == "refresh":
+                assert not await here.refresh("a", ahead=1)
+            elif ask == "get":
+                assert await here.get("a") == 1
+            else:
+                assert await here.get_all(["a", "b"]) == {"a": 1, "b": 2}
+            assert toxic.hits == 1
+        async with asyncio.timeout(10):
+            assert await there.get_all(["a", "b"]) == {"a": 1, "b": 2}
+
+
 @pytest.mark.invariant(8)
 @pytest.mark.fault("Redis is killed, and comes back empty")
 async def test_redis_that_comes_back_is_filled_again(

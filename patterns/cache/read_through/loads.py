@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from patterns.cache.read_through.events import BatchLoaded
 from patterns.cache.read_through.flights import Flight, Flights
 from patterns.entry import Codec, Unreadable, Unwritable, decode, encode
 from patterns.events import Listener, emit, ignore
+from patterns.keyspace import OutcomeUnknown
 from patterns.outage import NoCache
 
 if TYPE_CHECKING:
@@ -144,7 +146,10 @@ class Loads:
         async with asyncio.TaskGroup() as loads:
             while left:
                 now, tick = self._clock.monotonic(), next(self._ticks)
-                turns = await self._begin(left, token, bad, alone=now >= patience, ahead=ahead, cached=cached)
+                alone = now >= patience
+                turns, unsure = await self._begin(left, token, bad, alone=alone, ahead=ahead, cached=cached)
+                if unsure:
+                    loads.create_task(self._give_back(left, token))
                 mine: dict[str, Turn | None] = {}
                 left, wait = [], min(self._policy.poll, patience - now)
                 for key, turn in turns.items():
@@ -187,16 +192,22 @@ class Loads:
         alone: bool,
         ahead: float | None,
         cached: bool,
-    ) -> dict[str, Turn | None]:
+    ) -> tuple[dict[str, Turn | None], bool]:
+        """Return what each key's turn is, None without Redis; and whether leases may be ours all the same."""
         if not cached:
-            return dict.fromkeys(keys)
+            return dict.fromkeys(keys), False
         try:
-            return await self._store.begin_all(keys, token, without=bad, alone=alone, ahead=ahead or 0.0)
-        except NoCache:
-            return dict.fromkeys(keys)
+            turns = await self._store.begin_all(keys, token, without=bad, alone=alone, ahead=ahead or 0.0)
+        except NoCache as error:
+            return dict.fromkeys(keys), isinstance(error.__cause__, OutcomeUnknown | TimeoutError)
         except asyncio.CancelledError:  # the leases may be ours by now
             await self._released(keys, token)
             raise
+        return turns, None in turns.values()
+
+    async def _give_back(self, keys: list[str], token: str) -> None:
+        with suppress(NoCache):  # then they end by themselves
+            await self._store.give_back(keys, token)
 
     def _is_readable(self, key: str, entry: bytes, bad: dict[str, bytes]) -> bool:
         try:

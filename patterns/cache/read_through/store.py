@@ -73,12 +73,10 @@ class Entries(Store):
         Raises:
             Unreadable: what is there is no entry.
         """
-        try:
-            entry, ms = (await self._each(READ, {key: ()}))[key]
-        except NoCache as error:
-            if str(error.__cause__).startswith("WRONGTYPE"):
-                raise Unreadable(b"", "not a string") from None
-            raise
+        reply = (await self._each(READ, {key: ()}))[key]
+        if isinstance(reply, Exception):
+            raise Unreadable(b"", "not a string")
+        entry, ms = reply
         left = ms - stale_ms(entry) if entry else 0
         return (entry, left / 1000) if left > 0 else None
 
@@ -110,13 +108,23 @@ class Entries(Store):
             if not isinstance(reply, Exception)
         }
 
+    async def give_back(self, keys: Collection[str], token: str) -> None:
+        """Release the leases that `begin_all` may have taken unheard; also while Redis is left alone."""
+        args = dict.fromkeys(keys, (token,))
+        await self._outage.ask(lambda: self._pipelined(RELEASE, args), anyway=True)
+
     # --8<-- [start:each]
     async def _each(self, script: Script, args: Args) -> dict[str, Any]:
         """Run `script` once for each key; return the replies, errors of Redis among them."""
         if len(args) > 1:
             return await self.ask(lambda: self._pipelined(script, args))
         ((key, values),) = args.items()
-        return {key: await self.ask(lambda: script(self._client, keys=self.keys(key), args=values))}
+        try:
+            return {key: await self.ask(lambda: script(self._client, keys=self.keys(key), args=values))}
+        except NoCache as refused:
+            if not _is_of_its_key(refused.__cause__):
+                raise
+            return {key: refused.__cause__}
 
     async def _pipelined(self, script: Script, args: Args) -> dict[str, Any]:
         replies = await self._run("EVALSHA", _sha(script), args)
@@ -135,20 +143,26 @@ class Entries(Store):
     # --8<-- [end:each]
 
     async def _in_one_go(self, commands: Mapping[str, tuple[Any, ...]]) -> list[Any]:
-        """Return the replies to commands, each with a key of its own; unless all of them are errors."""
+        """Return the replies to commands, each with a key of its own; unless Redis refused all of them."""
         async with self._client.pipeline(transaction=False) as pipe:
             for command in commands.values():
                 pipe.execute_command(*command)
             replies: list[Any] = await pipe.execute(raise_on_error=False)
-        errors = [reply for reply in replies if isinstance(reply, Exception)]
-        if len(errors) == len(replies) and not all(isinstance(error, NoScriptError) for error in errors):
-            raise errors[0]
+        if not any(_is_of_its_key(reply) for reply in replies):
+            raise replies[0]
         return replies
 
 
 @cache
 def _sha(script: Script) -> str:
     return hashlib.sha1(script.source.encode(), usedforsecurity=False).hexdigest()
+
+
+def _is_of_its_key(reply: Any) -> bool:
+    """Say whether this is an answer, or an error that says something of one key and nothing of Redis."""
+    if not isinstance(reply, Exception) or isinstance(reply, NoScriptError):
+        return True
+    return str(reply).startswith("WRONGTYPE")
 
 
 def _may_be_stale(entry: bytes) -> bool:
