@@ -29,7 +29,7 @@ from patterns.data_management.cqrs import (
     VersionConflict,
     View,
 )
-from patterns.data_management.cqrs.scripts import APPEND, COMMIT
+from patterns.data_management.cqrs.scripts import APPEND
 from patterns.events import Recorder
 from patterns.keyspace import OutcomeUnknown
 from tests.data_management.cqrs_shop import (
@@ -50,13 +50,6 @@ from tests.faults import Ledger, proxy
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
-
-    from tests.faults.workers import Worker
-    from tests.postgres import Home
-
-
-PROGRAM = "tests.data_management.cqrs_projectors"
 
 
 async def outcome_of(call: Any) -> Any:
@@ -83,7 +76,7 @@ async def check_the_rule_holds(place: Place, make: Any, book: Ledger) -> None:
                     return
                 except VersionConflict:
                     book.injected()
-                    history = await store.history("tea")
+                    history += await store.history("tea", after=len(history))
                 else:
                     book.acked(number)
                     return
@@ -182,34 +175,6 @@ async def check_rows_are_a_replay(place: Place, rng: random.Random) -> None:
         assert set((await shop.projector(model).lag()).values()) == {0}
 
 
-KILLS = 20
-
-
-async def killed(
-    spawn: Callable[..., Worker], place: Place, kind: str, rng: random.Random, book: Ledger
-) -> None:
-    """Project a log of 250 facts with projectors that are killed; books of what is in the rows."""
-    url = place.database.url if place.database else "-"
-    async with place.shop(partitions=1) as shop:
-        for number in range(10):
-            facts = [Fact("Delivered", each) for each in range(25)]
-            await shop.store.append(f"item {number}", facts, expected=0, command="c")
-        for fact in await shop.facts():
-            book.acked(fact.position.number)
-        worker = spawn(PROGRAM, kind, place.url, place.app, url, KILLS, rng.random())
-        assert await worker.ended(within=50) == 0, worker.output
-        deaths = worker.output.count("killed")
-        assert deaths == KILLS
-        book.injected(deaths)
-        for row in (await shop.rows(shop.model())).values():
-            for number in row["seen"]:
-                book.effect(number)
-        if kind in {"hash", "table"}:
-            assert "killed before" in worker.output
-            assert "killed after" in worker.output
-            assert await shop.rows(shop.model()) == await shop.replay()
-
-
 async def check_delivery_again_changes_nothing(place: Place, rng: random.Random, book: Ledger) -> None:
     """Facts are applied that have been applied: one by one, and whole suffixes."""
     async with place.shop(partitions=1) as shop:
@@ -299,25 +264,6 @@ async def check_nothing_is_passed_over(place: Place) -> None:
         missing = {number for row in wanted.values() for number in row["seen"]} - seen
         assert not missing, f"the checkpoint has passed {sorted(missing)}"
         assert rows == wanted
-
-
-async def sequence_and_last_seen(home: Home, book: Ledger) -> None:
-    """Follow a table by its serial number, while the slower of two transactions has the lower number."""
-    insert, last = "INSERT INTO facts (data) VALUES ($1)", 0
-    async with home.opened() as db, home.opened() as reader:
-        await db.execute("CREATE TABLE facts (id BIGSERIAL PRIMARY KEY, data BIGINT)")
-        for number in range(10):
-            async with db.transaction() as slow:
-                await slow.execute(insert, 2 * number)
-                await reader.execute(insert, 2 * number + 1)
-                found = await reader.fetch("SELECT id, data FROM facts WHERE id > $1 ORDER BY id", last)
-                for _, data in found:
-                    book.effect(data)
-                last = found[-1][0]
-            book.injected()
-            book.acked(2 * number)
-            book.acked(2 * number + 1)
-        assert await reader.fetch("SELECT data FROM facts WHERE id > $1", last) == []
 
 
 async def check_order_of_each_aggregate(place: Place) -> None:
@@ -483,13 +429,6 @@ async def take_then(there: Shop, shop: Shop, model: Any, go_on: asyncio.Event) -
     return await outcome_of(old.catch_up())
 
 
-def psutil_status(pid: int) -> str:
-    """Return what a process does."""
-    import psutil  # noqa: PLC0415  one test needs it
-
-    return str(psutil.Process(pid).status())
-
-
 async def check_readers_see_whole_models(place: Place, rebuild: Any, book: Ledger | None) -> None:
     """A model is rebuilt in another shape while readers look and facts are recorded."""
 
@@ -563,16 +502,6 @@ async def check_lost_history_is_found_out(place: Place, make: Any) -> None:
             assert await rebuilt.rows(0) == await shop.replay()
 
 
-async def promoted_to(client: Any, shop: Shop) -> None:
-    """Wait until the replica has the log of the shop."""
-
-    async def same() -> bool:
-        key = shop.store._log(0)
-        return bool(await client.xlen(key) == await shop.store.client.xlen(key))
-
-    await eventually(same, within=10)
-
-
 async def check_bad_input_is_refused(place: Place, make: Any, **options: Any) -> None:
     """What cannot be read again is offered, and a second number of partitions."""
     bad: list[Any] = [{1}, math.nan, "\ud800", "x" * 200, b"bytes", object()]
@@ -624,42 +553,3 @@ def embedded_append(shop: Shop, version: int) -> bool:
         script = other.register_script(APPEND.source)
         outcome: Any = script(keys=keys, args=["tea", version, f"rush {version}", "Delivered", b"1"])
         return bool(outcome[0] == 1)
-
-
-async def commits_without_replies(place: Place, book: Ledger, heard: Recorder) -> None:
-    """Project 40 facts while the replies to four commits are lost; books of what is in the rows."""
-    async with proxy(embedded_port(place), book) as line, place.shop(partitions=1) as shop:
-        await shop.fill(40)
-        async with place.shop(partitions=1, url=line.url) as far:
-            projector = far.projector(far.model(), on_event=heard)
-            await projector.take()
-            with line.lose_reply(COMMIT._sha.encode(), times=4):
-                running = asyncio.create_task(projector.run())
-                await eventually(lambda: caught_up(projector), within=10)
-            running.cancel()
-            await asyncio.wait([running])
-        await enter(shop, book)
-
-
-async def paused_and_replaced(
-    spawn: Callable[..., Worker], place: Place, kind: str, says: str, book: Ledger
-) -> None:
-    """Stop a projector in its first commit, let another do all its work, and let it go on."""
-    async with place.shop(partitions=1) as shop:
-        await shop.fill(20)
-        worker = spawn(PROGRAM, kind, place.url, place.app, "-", 0, 0)
-        await eventually(lambda: psutil_status(worker.pid) == "stopped", within=20)
-        book.injected()
-        await shop.projector(shop.model()).catch_up()
-        worker.cont()
-        await worker.said(says, within=10)
-        await enter(shop, book)
-
-
-async def enter(shop: Shop, book: Ledger) -> None:
-    """Enter each fact as acknowledged, and as an effect each time it is in a row."""
-    for fact in await shop.facts():
-        book.acked(fact.position.number)
-    for row in (await shop.rows(shop.model())).values():
-        for number in row["seen"]:
-            book.effect(number)

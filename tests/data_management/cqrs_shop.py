@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from patterns.data_management.cqrs import (
     Recorded,
     TableModel,
     Unapplied,
+    VersionConflict,
     View,
 )
 from patterns.keyspace import OutcomeUnknown, opened
@@ -129,15 +131,23 @@ class Shop:
         return Projector(self.store, model, policy(**changes), **options)
 
     async def fill(self, facts: int, *, items: int = 4, seed: int = 1) -> list[Receipt]:
-        """Let things be delivered and sold, at random."""
+        """Let things be delivered and sold, at random; look up what is there once, and after a conflict."""
         rng, receipts = random.Random(seed), []
+        known: dict[str, list[int]] = {}
         for _ in range(facts):
             item, amount = f"item {rng.randrange(items)}", rng.randrange(1, 5)
-            decide = sell(amount) if rng.random() < 0.4 else deliver(amount)
-            try:
-                receipts.append(await self.store.execute(item, decide))
-            except SoldOut:
-                receipts.append(await self.store.execute(item, deliver(amount)))
+            sold, command = rng.random() < 0.4, uuid.uuid4().hex
+            while True:
+                if item not in known:
+                    known[item] = [fact.data for fact in await self.store.history(item)]
+                change = -amount if sold and sum(known[item]) >= amount else amount
+                fact = Fact("Sold" if change < 0 else "Delivered", change)
+                with suppress(VersionConflict):
+                    expected = len(known[item])
+                    receipts.append(await self.store.append(item, [fact], expected=expected, command=command))
+                    known[item].append(change)
+                    break
+                del known[item]
         return receipts
 
     async def facts(self) -> list[Recorded]:
