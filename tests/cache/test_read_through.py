@@ -17,6 +17,7 @@ from patterns.cache.read_through import (
     BatchLoaded,
     CacheHit,
     EntryDiscarded,
+    Found,
     InvalidationFailed,
     LoadFailed,
     LoadTimedOut,
@@ -663,6 +664,19 @@ async def test_what_cannot_be_read_is_a_miss_and_goes(
             wrong += isinstance(await outcome_of(textbook.get("a")), str)
     assert wrong
     book.naive(f"get, load, set: {wrong} of {len(list(filter(None, NONSENSE)))} reads raised")
+
+
+@pytest.mark.invariant(8)
+async def test_every_way_to_ask_is_answered_while_redis_is_left_alone(app: str) -> None:
+    """Nobody answers, and then nobody asks any more: each method does without."""
+    async with cache("redis://127.0.0.1:1", app, one, back_off=60) as cached:
+        for _ in range(2):
+            assert await cached.get("a") == 1
+            assert await cached.found("a") == Found(1, 0.0)
+            assert await cached.get_all(["a"]) == {"a": 1}
+            assert await cached.get_all(["a", "b"]) == {"a": 1, "b": 1}
+            assert await cached.peek("a") is MISS
+            assert not await cached.refresh("a", ahead=1)
 
 
 @EVERYWHERE

@@ -122,7 +122,7 @@ class Entries(Store):
         try:
             return {key: await self.ask(lambda: script(self._client, keys=self.keys(key), args=values))}
         except NoCache as refused:
-            if not _is_of_its_key(refused.__cause__):
+            if not _is_of_one_key(refused.__cause__):
                 raise
             return {key: refused.__cause__}
 
@@ -148,7 +148,7 @@ class Entries(Store):
             for command in commands.values():
                 pipe.execute_command(*command)
             replies: list[Any] = await pipe.execute(raise_on_error=False)
-        if not any(_is_of_its_key(reply) for reply in replies):
+        if all(isinstance(reply, Exception) and not _is_of_one_key(reply) for reply in replies):
             raise replies[0]
         return replies
 
@@ -158,11 +158,9 @@ def _sha(script: Script) -> str:
     return hashlib.sha1(script.source.encode(), usedforsecurity=False).hexdigest()
 
 
-def _is_of_its_key(reply: Any) -> bool:
-    """Say whether this is an answer, or an error that says something of one key and nothing of Redis."""
-    if not isinstance(reply, Exception) or isinstance(reply, NoScriptError):
-        return True
-    return str(reply).startswith("WRONGTYPE")
+def _is_of_one_key(error: BaseException | None) -> bool:
+    """Say whether an error says something of one key, or of a script, and nothing of Redis."""
+    return isinstance(error, NoScriptError) or str(error).startswith("WRONGTYPE")
 
 
 def _may_be_stale(entry: bytes) -> bool:
