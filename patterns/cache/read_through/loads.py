@@ -149,7 +149,9 @@ class Loads:
                 alone = now >= patience
                 turns, unsure = await self._begin(left, token, bad, alone=alone, ahead=ahead, cached=cached)
                 if unsure:
-                    loads.create_task(self._give_back(left, token))
+                    giving_back = loads.create_task(self._give_back(left, token))
+                    if ahead is not None:  # who refreshes is in no hurry, and has ended when this has
+                        await giving_back
                 mine: dict[str, Turn | None] = {}
                 left, wait = [], min(self._policy.poll, patience - now)
                 for key, turn in turns.items():
