@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from patterns.embedded import Server
+    from patterns.keyspace import Client
     from tests.postgres import Home
 
 Make = Any  # ReadThrough or a naive variant with the same constructor
@@ -333,7 +334,10 @@ async def check_a_load_that_asks_its_own_cache_is_refused(url: str, app: str, ma
         return {key: await load(key) for key in keys}
 
     clock = ManualClock()
-    async with cache(url, app, load, make, load_all=load_all, clock=clock, max_loads=1, lease=1) as cached:
+    async with (
+        cache(url, app, load, make, load_all=load_all, clock=clock, max_loads=1, lease=1) as cached,
+        opened(url) as client,
+    ):
         ways |= {
             "same": cached.get,
             "other": lambda _: cached.get("plain"),
@@ -345,7 +349,7 @@ async def check_a_load_that_asks_its_own_cache_is_refused(url: str, app: str, ma
         }
         for way in ways:
             call = asyncio.create_task(outcome_of(cached.get(way)))
-            await eventually(partial(ended_or_waits, call, clock, url), within=5)
+            await eventually(partial(ended_or_waits, call, clock, client), within=5)
             waits = not call.done()
             call.cancel()
             await asyncio.wait([call])
@@ -359,11 +363,10 @@ async def check_a_load_that_asks_its_own_cache_is_refused(url: str, app: str, ma
         assert await cached.get("plain") == "plain", "the place behind the bulkhead is gone"
 
 
-async def ended_or_waits(call: asyncio.Task[Any], clock: ManualClock, url: str) -> bool:
+async def ended_or_waits(call: asyncio.Task[Any], clock: ManualClock, client: Client) -> bool:
     """Say whether a call has ended, or waits although all that Redis had to say has been heard."""
     for _ in range(50):  # round trips of another client: whatever was on its way has come back since
-        async with opened(url) as client:
-            await client.get("nothing")
+        await client.get("nothing")
         if call.done():
             return True
     return clock.sleepers > 0

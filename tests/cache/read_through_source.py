@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.postgres import Home
 
 TABLE = "CREATE TABLE IF NOT EXISTS thing (id TEXT PRIMARY KEY NOT NULL, body TEXT NOT NULL)"
-PUT = "INSERT INTO thing VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET body = excluded.body"
+PUT = "ON CONFLICT (id) DO UPDATE SET body = excluded.body"
 
 
 class Source:
@@ -63,9 +63,10 @@ class Source:
     async def put(self, **rows: Any) -> None:
         """Write rows."""
         self.writes += len(rows)
-        async with self._db.transaction() as t:
-            for key, value in rows.items():
-                await t.execute(PUT, key, json.dumps(value))
+        values = ", ".join(f"(${number}, ${number + 1})" for number in range(1, 2 * len(rows), 2))
+        if rows:
+            flat = [text for key, value in rows.items() for text in (key, json.dumps(value))]
+            await self._db.execute(f"INSERT INTO thing VALUES {values} {PUT}", *flat)
 
     async def delete(self, key: str) -> None:
         """Delete a row."""
