@@ -136,8 +136,8 @@ class Found:
 
     Attributes:
         value: the value.
-        left: seconds of fresh life that its entry has; 0 where it is not in Redis, or was loaded just now
-            and overtaken.
+        left: seconds of fresh life that its entry has; 0 where it is not in Redis, was loaded just now and
+            overtaken, or came from a load of another process, which does not tell.
     """
 
     value: Any
