@@ -8,11 +8,11 @@ Guaranteed, each by a test that rejects a naive variant:
 
 1. Of any number of appends that build upon the same version of an aggregate one is recorded, all its facts
    or none; the others get VersionConflict. So a rule that `execute` decides by is never broken.
-2. A command that is repeated under its id, after a lost reply or a day later, is recorded once, and gets the
-   same receipt.
+2. A command that is repeated under its id, after a lost reply or a day later, is recorded once for its
+   aggregate, and gets the same receipt, at whatever version it is repeated.
 3. Whatever crashes, and whenever: the rows are those that a replay of the log up to the checkpoint gives.
 4. Facts that are delivered again change nothing. Reactions (mails, calls) have a checkpoint of their own: a
-   rebuild runs none of them again.
+   rebuild runs none of them again, nor does a lost reply.
 5. The checkpoint passes no fact that was neither applied nor parked.
 6. The facts of one aggregate are applied in their order, however many projectors share the partitions.
 7. `get(at=position)` and `wait_for(position)` answer from that position or a later one, or raise
@@ -31,9 +31,13 @@ Not guaranteed. Between command and query time passes: a query without a positio
 command that has been acknowledged, and several partitions are at different times. Facts of different
 partitions have no order. A reaction may run twice after a crash, with the same `fact.id`. A failover of
 Redis (replication is asynchronous), or a restart from an old file, may lose facts that were acknowledged;
-the models that had seen them raise HistoryLost and are rebuilt, the commands are not repeated by anybody.
-A live model whose Redis was emptied fills up before its readers' eyes. Log and models must not be evicted
-(`maxmemory-policy noeviction`), and the log is never trimmed.
+the models that had seen them raise HistoryLost and are rebuilt, the commands are not repeated by anybody,
+and a position from before may stand for another fact. A model whose Redis was emptied stops its projector
+(TakenOver); the next one fills it up before its readers' eyes, and a reaction begins as `from_now` says. Log
+and models must not be evicted (`maxmemory-policy noeviction`), and the log is never trimmed.
+
+To read it in one sitting: `facts`, `store` with `scripts`; then `model` (what a projector asks of one),
+`projector`, `hashes`; then `view`. `tables` and `reaction` are other models, `policy` and `events` are short.
 
 Redis keys: see `store` (the log), `state` (checkpoint, rows, parked facts) and `view` (which model is live).
 
