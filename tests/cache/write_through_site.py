@@ -123,6 +123,18 @@ class Rows:
         return found.version if found else 0
 
 
+class InATransaction(VersionedTable):
+    """Stores by BEGIN, the statement, COMMIT."""
+
+    def __init__(self, db: Any) -> None:
+        super().__init__(db, "thing", key="id", columns=("v",))
+        self.db = db
+
+    async def store(self, key: str, value: Any) -> int:
+        async with self.db.transaction() as t:
+            return await VersionedTable(t, "thing", key="id", columns=("v",)).store(key, value)
+
+
 @asynccontextmanager
 async def source(database: Home, **rows: str) -> AsyncIterator[Rows]:
     """Lend a table with these rows."""
@@ -233,6 +245,12 @@ class Steps:
         """Forget an actor where it stands, as if it was killed; nothing of it reaches Redis any more."""
         self.tasks[name].cancel()
         await asyncio.wait([self.tasks[name]])
+
+    def clear(self) -> None:
+        """Begin anew, with the same caches."""
+        self.tasks.clear()
+        self._waiting.clear()
+        self._dead.clear()
 
     async def _hook(self, step: str, key: str) -> None:
         if step in {"load", "store"}:

@@ -344,6 +344,10 @@ class WriteThrough:
             written = Written(version, cached)
         except NoCache:
             written = Written(version, cached=False, stale_for=self._left(write))
+        except asyncio.CancelledError:  # Redis may have the old value
+            with suppress(NoCache):
+                await self._entries.drop([write.key], bound=self._left(write))
+            raise
         took = self._clock.monotonic() - write.began
         emit(self._on_event, WrittenThrough(self.name, write.key, version, written.cached, took))
         return written

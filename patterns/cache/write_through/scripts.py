@@ -99,6 +99,7 @@ return (sure and latest and ARGV[4] ~= '') and 1 or 0
 """,
 )
 
+# --8<-- [end:write]
 UNMARK = _script(
     "unmark",
     "-- ARGV[1] token",
@@ -118,7 +119,6 @@ if redis.call('EXISTS', writes) == 1 then
 end
 """,
 )
-# --8<-- [end:write]
 
 # --8<-- [start:read]
 BEGIN = _script(
