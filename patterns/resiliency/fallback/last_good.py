@@ -49,7 +49,9 @@ class LastGood(Generic[T]):
         check_count("max_entries", max_entries)
         self._key, self._max_entries, self._copy = key, max_entries, copy
         self._now = clock.monotonic
-        self._copies: OrderedDict[Hashable, tuple[float, T]] = OrderedDict()  # (when it was asked for, value)
+        self._copies: OrderedDict[Hashable, tuple[float, Any]] = (
+            OrderedDict()
+        )  # (when it was asked for, value)
 
     def __len__(self) -> int:
         return len(self._copies)
@@ -61,7 +63,7 @@ class LastGood(Generic[T]):
             NoCopy: the primary has not answered for this key, or the copy had to make room.
         """
         found = self._copies.get(self._key(*args, **kwargs))
-        if found is None:
+        if found is None or found[1] is _GONE:
             raise NoCopy
         asked, value = found
         return Stale(value if self._copy is None else self._copy(value), max(0.0, self._now() - asked))
@@ -70,13 +72,19 @@ class LastGood(Generic[T]):
         """Keep the primary's answer, unless a later call's is there."""
         key, asked = self._key(*args, **kwargs), self._now() - age
         found = self._copies.get(key)
-        if found is not None and found[0] > asked:
+        if found is not None and (found[0] > asked or (found[0] == asked and found[1] is _GONE)):
             return
-        self._copies[key] = asked, value if self._copy is None else self._copy(value)
+        self._put(key, asked, value if self._copy is None else self._copy(value))
+
+    def forget(self, *args: Any, **kwargs: Any) -> None:
+        """Drop the copy of a call with these arguments: what was deleted must not come back in an outage."""
+        self._put(self._key(*args, **kwargs), self._now(), _GONE)
+
+    def _put(self, key: Hashable, asked: float, value: Any) -> None:
+        self._copies[key] = asked, value
         self._copies.move_to_end(key)
         if len(self._copies) > self._max_entries:
             self._copies.popitem(last=False)
 
-    def forget(self, *args: Any, **kwargs: Any) -> None:
-        """Drop the copy of a call with these arguments: what was deleted must not come back in an outage."""
-        self._copies.pop(self._key(*args, **kwargs), None)
+
+_GONE = object()  # it is remembered that there is nothing: an answer that was under way must not undo that

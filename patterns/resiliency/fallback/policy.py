@@ -27,7 +27,6 @@ BUGS = (
     NotImplementedError,
     RecursionError,
     StopAsyncIteration,
-    StopIteration,
     SyntaxError,
     TypeError,
 )

@@ -3,7 +3,8 @@
 Redis key, one per thing that is kept:
 
 - `<app>:{fallback:<name>/<entity>}:stale`, a string: `1 <milliseconds>`, a line feed, JSON. The number is
-  when the answer was asked for, by the server's clock. It expires `ttl` after that.
+  when the answer was asked for, by the server's clock. It expires `ttl` after that. `0 <milliseconds>` is
+  what `forget` leaves, so that an answer which was under way does not bring back what was deleted.
 
 It is worth nothing against an outage of the same Redis: give the chain a LastGood as well, or instead, where
 Redis is what fails. A failover may lose the latest copies or bring older ones back; each keeps its own age.
@@ -15,6 +16,7 @@ Source: RFC 5861, stale-if-error.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -65,14 +67,17 @@ KEEP = Script(
     "fallback.keep",
     """
 -- KEYS[1] string stale
--- ARGV[1] age ms, ARGV[2] ttl ms, ARGV[3] value
+-- ARGV[1] kind: 1 copy, 0 forgotten; ARGV[2] age ms, ARGV[3] ttl ms, ARGV[4] value
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local asked = now - ARGV[1]
+local asked = now - ARGV[2]
 local old = redis.pcall('GET', KEYS[1])
-local other = type(old) == 'string' and tonumber(string.match(old, '^1 (%d+)\\n'))
-if other and other > asked and other <= now then return 0 end
-redis.call('SET', KEYS[1], string.format('1 %.0f\\n', asked) .. ARGV[3], 'PX', ARGV[2])
+if type(old) == 'string' then
+  local kind, at = string.match(old, '^([01]) (%d+)\\n')
+  at = tonumber(at)
+  if at and at <= now and (at > asked or (at == asked and kind == '0')) then return 0 end
+end
+redis.call('SET', KEYS[1], string.format('%s %.0f\\n', ARGV[1], asked) .. ARGV[4], 'PX', ARGV[3])
 return 1
 """,
 )
@@ -95,8 +100,8 @@ _REMEMBERED = 10_000  # entities whose last feeding this process knows
 class SharedLastGood(Generic[T]):
     """The primary's last answer for each entity, in Redis; the `fn` of a Level.
 
-    The fallback feeds it with each answer of the primary, and with no other. Feeding costs the call that feeds
-    a round trip, at most once per `refresh` for an entity in this process; it never fails a call.
+    The fallback feeds it with each answer of the primary, and with no other. Feeding costs the call that
+    feeds a round trip, at most once per `refresh` for an entity in this process; it never fails a call.
 
     Args:
         name: what is kept; together with the entity it names the key.
@@ -105,7 +110,7 @@ class SharedLastGood(Generic[T]):
         key: which copy belongs to a call: a function of its arguments, returning the entity's name, a text.
             What a caller may see must be in it (tenant, rights).
         ttl: seconds that a copy lives after it was true.
-        refresh: seconds in which an entity is written no more than once by this process; 0 writes each answer.
+        refresh: seconds in which this process writes an entity no more than once; 0 writes each answer.
         timeout: seconds that Redis may take.
         back_off: seconds in which nothing is written after Redis has failed.
         codec: turns values into bytes and back.
@@ -147,7 +152,7 @@ class SharedLastGood(Generic[T]):
         self._fed: OrderedDict[str, float] = (
             OrderedDict()
         )  # key -> when the last answer that was written was asked
-        self._quiet_until = -float("inf")
+        self._quiet_until = -math.inf
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Stale[T]:
         """Return the copy and its age.
@@ -164,7 +169,7 @@ class SharedLastGood(Generic[T]):
             raise NoCopy(f"Redis did not answer: {type(error).__name__}") from error
         head = _HEAD.match(entry)
         if head is None:
-            raise NoCopy("what is kept is no copy" if entry else "no copy is kept")
+            raise NoCopy("no copy is kept" if entry[:2] in (b"", b"0 ") else "what is kept is no copy")
         try:
             value = self._codec.decode(entry[head.end() :])
         except Exception as error:
@@ -185,8 +190,7 @@ class SharedLastGood(Generic[T]):
         written = False
         try:
             async with self._clock.timeout(self._timeout):
-                ages = [round(age * 1000), max(1, round((self.ttl - age) * 1000))]
-                await KEEP(self.client, keys=[key], args=[*ages, data])
+                await self._set(key, 1, age, data)
             written = True
         except (RedisError, TimeoutError):
             self._quiet_until = self._now() + self._back_off
@@ -203,7 +207,12 @@ class SharedLastGood(Generic[T]):
         """
         key = self._key_of(args, kwargs)
         self._fed.pop(key, None)
-        await self.client.delete(key)
+        await self._set(key, 0, 0.0, b"")
+
+    async def _set(self, key: str, kind: int, age: float, data: bytes) -> None:
+        # Rounded up: an answer that began before a `forget` is never taken for one that began after it.
+        ages = [math.ceil(age * 1000), max(1, round((self.ttl - age) * 1000))]
+        await KEEP(self.client, keys=[key], args=[kind, *ages, data])
 
     def _key_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         return self._keys.key(f"{self.name}/{self._key(*args, **kwargs)}", "stale")
