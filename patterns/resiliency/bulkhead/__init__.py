@@ -1,0 +1,453 @@
+"""Give each dependency its own, limited share of the calls, so that one that stalls cannot take them all.
+
+A dependency that hangs holds every connection, task and thread that was spent on it. Where all dependencies
+draw on one pool, the slow one soon has all of it, and calls to the healthy ones wait or fail. A bulkhead
+limits how many calls run at once and how many wait for their turn; the next one is refused at once.
+
+Guaranteed, each by a test that rejects a naive variant:
+
+1. At no instant do more than `limit` calls run or more than `max_waiting` wait. One more is refused at once,
+   one that has waited for `max_wait` is refused then, and what is refused was not started.
+2. After any mix of results, errors and cancellations (waiting, at the hand-over, running) every permit is
+   there again: running and waiting return to 0, and `limit` calls fit in.
+3. Who waits is served first come first served. A waiter that gives up never holds the line, no wake-up is
+   lost, and no newcomer gets in before those who wait.
+4. While one dependency stalls, calls through the bulkhead of another see no difference.
+5. `resize` up takes effect at once; down, running calls finish, and none is admitted until fewer than the
+   new limit run.
+6. Time in the queue counts against the caller's deadline: a call whose deadline has passed is not started,
+   also where the event loop was blocked meanwhile.
+7. Synchronous work runs in threads of its own (`executor.ThreadBulkhead`), not in the event loop's. A thread
+   cannot be stopped: its permit comes back when it has ended, not when its caller has given up.
+8. Shared through Redis (`shared.SharedBulkhead`): no more than `limit` leases are in the store at any time;
+   the permit of a holder that was killed returns within its lease, whatever the server's clock does; a reply
+   that was lost or a caller that was cancelled costs no permit.
+9. Shared, without Redis: each process runs as many calls as `without_redis` says, and 0 is "none". Permits
+   are taken up again when Redis is back, and a call that lost its own is told of.
+
+Not guaranteed: that a call ends (put a time-out inside), or that a limit in this process protects the
+dependency from other processes (share it, or divide the limit among them). A bulkhead is not re-entrant: a
+call inside a call takes a second permit, and may wait for its own caller. A permit that was handed to a task
+of another thread's event loop is out from then on, however long that loop takes to turn.
+
+Redis keys: none here; see `patterns.resiliency.bulkhead.shared`.
+
+Safe for tasks of several event loops and for threads. A permit is an item of a list, and `list.pop` and
+`list.append` are atomic: while nobody waits and nobody listens, a call takes no lock.
+
+>>> import asyncio
+>>> bulkhead = Bulkhead("search", limit=2)
+>>> async def search(seconds: float) -> str:
+...     async with bulkhead:
+...         await asyncio.sleep(seconds)
+...         return "found"
+>>> async def main() -> list[object]:
+...     return await asyncio.gather(*[search(0.01) for _ in range(3)], return_exceptions=True)
+>>> [type(result).__name__ for result in asyncio.run(main())]
+['str', 'str', 'BulkheadFull']
+
+Sources: Nygard, "Release It!" (the name); resilience4j 2 (semaphore and thread pool); Polly 8 (permits and
+queue); CPython issue 90155 (what a semaphore gets wrong when a waiter is cancelled).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections import OrderedDict
+from functools import wraps
+from threading import Lock, get_ident
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+
+from patterns.clock import SYSTEM_CLOCK, Clock
+from patterns.events import Listener, emit, ignore
+from patterns.resiliency.bulkhead.events import (
+    BulkheadFull,
+    CallAdmitted,
+    CallQueued,
+    CallRejected,
+    LimitChanged,
+    Reason,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from types import TracebackType
+
+__all__ = [
+    "Bulkhead",
+    "BulkheadFull",
+    "CallAdmitted",
+    "CallQueued",
+    "CallRejected",
+    "LimitChanged",
+    "Reason",
+    "Until",
+]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Bulkhead:
+    """The share of one dependency.
+
+    Use it as `async with bulkhead:`, `await bulkhead.call(fn, *args)` or `@bulkhead` on an `async def`. A
+    plain `with bulkhead:` in synchronous code takes from the same permits and never waits.
+
+    Args:
+        name: names the dependency in errors and events.
+        limit: calls that may run at once.
+        max_waiting: calls that may wait for a permit; 0 refuses at once.
+        max_wait: seconds that one of them waits at most.
+        clock: where durations are read and waited.
+        on_event: hears CallQueued, CallAdmitted, CallRejected and LimitChanged.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        limit: int,
+        max_waiting: int = 0,
+        max_wait: float = 1.0,
+        clock: Clock = SYSTEM_CLOCK,
+        on_event: Listener = ignore,
+    ) -> None:
+        check_count("limit", limit, 1)
+        check_count("max_waiting", max_waiting, 0)
+        check_seconds("max_wait", max_wait)
+        self.name = name
+        self._clock = clock
+        self._now = clock.monotonic
+        self._on_event = on_event
+        self._max_wait = max_wait
+        self._lock = Lock()  # guards what follows, but for `_free`; never held over a call or a listener
+        self._limit = limit
+        self._max_waiting = max_waiting
+        self._free = [True] * limit  # the permits that are in
+        self._excess = 0  # permits that are out and will not come back: the limit was lowered
+        self._line: OrderedDict[_Waiter, None] = OrderedDict()
+        self._quiet = on_event is ignore  # and nobody waits, and no excess: a free permit may just be taken
+
+    # --8<-- [start:permits]
+    async def acquire(self, deadline: float = math.inf) -> None:
+        """Take a permit, waiting for it if there is room to wait; `release` gives it back.
+
+        Args:
+            deadline: when the call must have begun, in seconds of the clock's `monotonic()`.
+
+        Raises:
+            BulkheadFull: the call was refused.
+        """
+        if deadline != math.inf and not self._now() < deadline:
+            self._refuse(Reason.DEADLINE)
+        waiter = None
+        with self._lock:
+            woken = self._settle()
+            admitted = not self._line and self._pop()
+            if not admitted and len(self._line) < self._max_waiting:
+                waiter = _Waiter(asyncio.get_running_loop().create_future())
+                self._line[waiter] = None
+                self._quiet = False
+                woken += self._settle()  # what came back before `_quiet` was seen
+        self._wake(woken)
+        if waiter is not None:
+            await self._turn_of(waiter, deadline)
+        elif admitted:
+            self._admitted(0.0)
+        else:
+            self._refuse(Reason.FULL)
+
+    async def _turn_of(self, waiter: _Waiter, deadline: float) -> None:
+        began = self._now()
+        last = min(began + self._max_wait, deadline)
+        try:
+            emit(self._on_event, CallQueued(self.name, self.waiting))
+            if last == math.inf:
+                await waiter.future
+            else:
+                async with self._clock.timeout(last - began):
+                    await waiter.future
+        except BaseException as error:
+            self._withdraw(waiter)
+            if not isinstance(error, TimeoutError):
+                raise
+        else:
+            if waiter.refused:
+                self._refuse(Reason.CLOSED, self._now() - began)
+            if self._now() < last:  # the loop may have been blocked since the permit was handed over
+                self._admitted(self._now() - began)
+                return
+            self._give_back()
+        self._refuse(Reason.DEADLINE if last == deadline else Reason.MAX_WAIT, self._now() - began)
+
+    def _settle(self) -> list[_Waiter]:
+        """Let free permits end the excess first, then go to those who wait, in order. Needs the lock."""
+        woken = []
+        while self._excess and self._pop():
+            self._excess -= 1
+        while self._line and self._pop():
+            waiter, _ = self._line.popitem(last=False)
+            waiter.granted = True
+            woken.append(waiter)
+        self._quiet = self._on_event is ignore and not self._excess and not self._line
+        return woken
+
+    def _give_back(self) -> None:
+        """Give one permit back, from any task or thread."""
+        self._free.append(True)
+        if not self._quiet:
+            with self._lock:
+                woken = self._settle()
+            self._wake(woken)
+
+    def _withdraw(self, waiter: _Waiter) -> None:
+        """Take `waiter` out of the line, or pass on what it was granted in the same moment."""
+        with self._lock:
+            self._line.pop(waiter, None)
+            if waiter.granted:
+                self._free.append(True)
+            woken = self._settle()
+        self._wake(woken)
+
+    # --8<-- [end:permits]
+
+    def acquire_nowait(self) -> None:
+        """Take a permit, or raise BulkheadFull at once; from any thread."""
+        if self._quiet and self._pop():
+            return
+        with self._lock:
+            woken = self._settle()
+            admitted = not self._line and self._pop()
+        self._wake(woken)
+        if not admitted:
+            self._refuse(Reason.FULL)
+        self._admitted(0.0)
+
+    def release(self) -> None:
+        """Give a permit back; from any task or thread.
+
+        Raises:
+            RuntimeError: none is out.
+        """
+        if not self.running:
+            raise RuntimeError(f"bulkhead {self.name!r}: released more often than acquired")
+        self._give_back()
+
+    async def call(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Await `fn(*args, **kwargs)` with a permit.
+
+        Raises:
+            BulkheadFull: the call was refused.
+        """
+        if not (self._quiet and self._pop()):
+            await self.acquire()
+        try:
+            return await fn(*args, **kwargs)
+        finally:
+            self._give_back()
+
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+        """Give every call of an `async def` a permit."""
+        if not inspect.iscoroutinefunction(fn):
+            raise TypeError(
+                f"@bulkhead needs an async def, got {fn!r}; in a plain def use `with bulkhead:`, for work "
+                "that blocks a ThreadBulkhead, for an object that is awaited when called `bulkhead.call`"
+            )
+        take, put = self._free.pop, self._free.append
+
+        @wraps(fn)
+        async def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+            # As in `call`; written out, because two method calls would cost as much as all the rest.
+            try:
+                taken = self._quiet and take()
+            except IndexError:
+                taken = False
+            if not taken:
+                await self.acquire()
+            try:
+                return await fn(*args, **kwargs)
+            finally:
+                put(True)
+                if not self._quiet:
+                    self._settle_now()
+
+        return guarded
+
+    def until(self, deadline: float) -> Until:
+        """Return these handles for a caller whose call must have begun by `deadline`.
+
+        Args:
+            deadline: seconds of the clock's `monotonic()`.
+        """
+        return Until(self, deadline)
+
+    def __enter__(self) -> None:
+        """Take a permit without waiting, or raise BulkheadFull."""
+        self.acquire_nowait()
+
+    def __exit__(self, *_: object) -> None:
+        """Give it back."""
+        self._give_back()
+
+    async def __aenter__(self) -> None:
+        """Take a permit, or raise BulkheadFull."""
+        if not (self._quiet and self._pop()):
+            await self.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        """Give it back."""
+        self._give_back()
+
+    # --8<-- [start:resize]
+    def resize(self, limit: int) -> None:
+        """Change the limit now: up lets the first of those who wait in, down stops nobody who runs."""
+        check_count("limit", limit, 1)
+        with self._lock:
+            old = self._limit
+            if not old:
+                raise RuntimeError(f"bulkhead {self.name!r} is closed")
+            self._limit = limit
+            more = limit - old
+            spared = min(self._excess, max(0, more))
+            self._excess += max(0, -more) - spared
+            self._free.extend([True] * (more - spared))
+            woken = self._settle()
+        self._wake(woken)
+        if old != limit:
+            emit(self._on_event, LimitChanged(self.name, old, limit))
+
+    # --8<-- [end:resize]
+
+    def close(self) -> None:
+        """Refuse every call from now on, those who wait too; running ones finish."""
+        with self._lock:
+            self._excess += self._limit
+            self._limit = self._max_waiting = 0
+            refused = list(self._line)
+            self._line.clear()
+            for waiter in refused:
+                waiter.refused = True
+            self._settle()
+        self._wake(refused)
+
+    @property
+    def limit(self) -> int:
+        """Calls that may run at once; 0 when closed."""
+        return self._limit
+
+    @property
+    def running(self) -> int:
+        """Permits that are out."""
+        with self._lock:
+            return self._limit + self._excess - len(self._free)
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for a permit."""
+        return len(self._line)
+
+    def _pop(self) -> bool:
+        try:
+            return self._free.pop()
+        except IndexError:
+            return False
+
+    def _settle_now(self) -> None:
+        with self._lock:
+            woken = self._settle()
+        self._wake(woken)
+
+    def _wake(self, woken: list[_Waiter]) -> None:
+        here = get_ident()
+        for waiter in woken:  # which may grow
+            try:
+                if waiter.thread == here:
+                    waiter.wake()
+                else:
+                    waiter.future.get_loop().call_soon_threadsafe(waiter.wake)
+            except RuntimeError:  # its loop was closed while it stood in the line
+                with self._lock:
+                    if waiter.granted:
+                        self._free.append(True)
+                    woken += self._settle()
+
+    def _admitted(self, waited: float) -> None:
+        if self._on_event is not ignore:
+            try:
+                emit(self._on_event, CallAdmitted(self.name, waited, self.running))
+            except BaseException:  # the listener was interrupted: nobody would give the permit back
+                self._give_back()
+                raise
+
+    def _refuse(self, reason: Reason, waited: float = 0.0) -> NoReturn:
+        if not self._limit:
+            reason = Reason.CLOSED
+        emit(self._on_event, CallRejected(self.name, reason, waited))
+        raise BulkheadFull(self.name, self._limit, self.waiting, waited, reason=reason)
+
+
+class Until:
+    """A bulkhead as a caller with a deadline sees it: `async with` and `call`."""
+
+    def __init__(self, bulkhead: Bulkhead, deadline: float) -> None:
+        self._bulkhead = bulkhead
+        self._deadline = deadline
+
+    async def call(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Await `fn(*args, **kwargs)` with a permit, if it can begin in time.
+
+        Raises:
+            BulkheadFull: the call was refused.
+        """
+        async with self:
+            return await fn(*args, **kwargs)
+
+    async def __aenter__(self) -> None:
+        """Take a permit in time, or raise BulkheadFull."""
+        await self._bulkhead.acquire(self._deadline)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give it back."""
+        await self._bulkhead.__aexit__(kind, error, trace)
+
+
+class _Waiter:
+    """One who stands in the line; what became of it is decided under the lock."""
+
+    __slots__ = ("future", "granted", "refused", "thread")
+
+    def __init__(self, future: asyncio.Future[None]) -> None:
+        self.future = future
+        self.thread = get_ident()
+        self.granted = self.refused = False
+
+    def wake(self) -> None:
+        """Let it go on; in its own thread."""
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+def check_count(label: str, value: object, least: int) -> None:
+    """Raise ValueError unless `value` is a whole number from `least` to a million."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _MOST:
+        raise ValueError(f"{label} must be a whole number from {least} to {_MOST}, got {value!r}")
+
+
+def check_seconds(label: str, value: object, *, finite: bool = False) -> None:
+    """Raise ValueError unless `value` is a number of seconds that can be waited."""
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not value >= _SHORTEST
+        or (finite and value == math.inf)
+    ):
+        raise ValueError(f"{label} must be >= {_SHORTEST} seconds{' and finite' * finite}, got {value!r}")
+
+
+_MOST = 1_000_000  # each permit is an item of a list
+_SHORTEST = 0.001
