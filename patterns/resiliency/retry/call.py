@@ -124,7 +124,8 @@ class Call:
         try:
             if tries.late(self._now() + seconds):  # asking for leave took its time
                 return Reason.DEADLINE
-            emit(retry.on_event, RetryScheduled(retry.name, tries.number + 1, seconds, error))
+            if retry.on_event is not ignore:
+                emit(retry.on_event, RetryScheduled(retry.name, tries.number + 1, seconds, error))
             await retry.clock.sleep(seconds)
             now = self._now()
             if tries.late(now):  # the event loop was busy
