@@ -9,6 +9,7 @@ import pickle
 import random
 import threading
 from collections import Counter
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from fractions import Fraction
@@ -760,6 +761,49 @@ async def test_one_error_object_raised_many_times_gets_one_note() -> None:
         await outcome_of(retry.call(Scripted(then=fails(other))))
     assert len(error.__notes__) == 1
     assert not hasattr(other, "__notes__")
+
+
+@dataclass(frozen=True)
+class Frozen(ConnectionError):
+    """An error that lets nothing be added to it."""
+
+    code: int
+
+
+@pytest.mark.invariant(7)
+async def test_an_error_that_takes_no_note_is_raised_without_one() -> None:
+    """A frozen error reaches the caller as it is."""
+    error = Frozen(503)
+    retry = Retry("payments", policy(), clock=SkippingClock())
+    assert await outcome_of(retry.call(Scripted(then=fails(error)))) is error
+
+
+@pytest.mark.invariant(3, 7)
+async def test_an_attempt_that_makes_another_error_of_its_timeout_is_retried() -> None:
+    """Our own time-out cancels the attempt, and not the task: the next attempt is made."""
+    clock, calls = ManualClock(), 0
+
+    async def translates() -> str:
+        nonlocal calls
+        calls += 1
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            raise ConnectionError("closed") from None
+        return "never"
+
+    call = asyncio.create_task(
+        outcome_of(Retry("p", policy(attempt_timeout=1.0), clock=clock).call(translates))
+    )
+    await clock.advance(10.0)
+    assert isinstance(await call, ConnectionError)
+    assert calls == 3
+
+
+@pytest.mark.invariant(2, 6)
+def test_forked_processes_share_no_chance() -> None:
+    """Jitter and keys come from the system, whose state no fork copies."""
+    assert isinstance(Retry("payments", policy()).rng, random.SystemRandom)
 
 
 @pytest.mark.invariant(7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncio import current_task
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -144,8 +145,9 @@ class Call:
         if number == 1 and reason is Reason.NOT_RETRIABLE:
             return
         note = f"retry {self._retry.name!r} gave up after attempt {number}: {reason.value}"
-        if note not in getattr(error, "__notes__", ()):  # an error object may be raised many times
-            error.add_note(note)
+        with suppress(Exception):  # some errors are frozen, and a note must not replace the error
+            if note not in getattr(error, "__notes__", ()):  # an error object may be raised many times
+                error.add_note(note)
 
 
 def _cancelling() -> bool:
