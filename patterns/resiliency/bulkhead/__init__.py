@@ -122,6 +122,7 @@ class Bulkhead:
         self._clock = clock
         self._now = clock.monotonic
         self._on_event = on_event
+        self._heard = on_event is not ignore
         self._max_wait = max_wait
         self._lock = Lock()  # guards what follows, but for `_free`; never held over a call or a listener
         self._limit = limit
@@ -129,7 +130,7 @@ class Bulkhead:
         self._free = [True] * limit  # the permits that are in
         self._excess = 0  # permits that are out and will not come back: the limit was lowered
         self._line: OrderedDict[_Waiter, None] = OrderedDict()
-        self._quiet = on_event is ignore  # and nobody waits, and no excess: a free permit may just be taken
+        self._quiet = True  # nobody waits and there is no excess: a free permit may just be taken
 
     # --8<-- [start:permits]
     async def acquire(self, deadline: float = math.inf) -> None:
@@ -144,14 +145,14 @@ class Bulkhead:
         if deadline != math.inf and not self._now() < deadline:
             self._refuse(Reason.DEADLINE)
         waiter = None
+        woken: list[_Waiter] = []
         with self._lock:
-            woken = self._settle()
-            admitted = not self._line and self._pop()
+            admitted = not self._line and not self._excess and self._pop()
             if not admitted and len(self._line) < self._max_waiting:
                 waiter = _Waiter(asyncio.get_running_loop().create_future())
                 self._line[waiter] = None
                 self._quiet = False
-                woken += self._settle()  # what came back before `_quiet` was seen
+                woken = self._settle()  # what came back before `_quiet` was seen
         self._wake(woken)
         if waiter is not None:
             await self._turn_of(waiter, deadline)
@@ -164,7 +165,8 @@ class Bulkhead:
         began = self._now()
         last = min(began + self._max_wait, deadline)
         try:
-            emit(self._on_event, CallQueued(self.name, self.waiting))
+            if self._heard:
+                emit(self._on_event, CallQueued(self.name, self.waiting))
             if last == math.inf:
                 await waiter.future
             else:
@@ -192,16 +194,19 @@ class Bulkhead:
             waiter, _ = self._line.popitem(last=False)
             waiter.granted = True
             woken.append(waiter)
-        self._quiet = self._on_event is ignore and not self._excess and not self._line
+        self._quiet = not self._excess and not self._line
         return woken
 
     def _give_back(self) -> None:
         """Give one permit back, from any task or thread."""
         self._free.append(True)
         if not self._quiet:
-            with self._lock:
-                woken = self._settle()
-            self._wake(woken)
+            self._settle_now()
+
+    def _settle_now(self) -> None:
+        with self._lock:
+            woken = self._settle()
+        self._wake(woken)
 
     def _withdraw(self, waiter: _Waiter) -> None:
         """Take `waiter` out of the line, or pass on what it was granted in the same moment."""
@@ -216,13 +221,7 @@ class Bulkhead:
 
     def acquire_nowait(self) -> None:
         """Take a permit, or raise BulkheadFull at once; from any thread."""
-        if self._quiet and self._pop():
-            return
-        with self._lock:
-            woken = self._settle()
-            admitted = not self._line and self._pop()
-        self._wake(woken)
-        if not admitted:
+        if not self._take():
             self._refuse(Reason.FULL)
         self._admitted(0.0)
 
@@ -242,8 +241,10 @@ class Bulkhead:
         Raises:
             BulkheadFull: the call was refused.
         """
-        if not (self._quiet and self._pop()):
+        if not self._take():
             await self.acquire()
+        elif self._heard:
+            self._admitted(0.0)
         try:
             return await fn(*args, **kwargs)
         finally:
@@ -256,7 +257,7 @@ class Bulkhead:
                 f"@bulkhead needs an async def, got {fn!r}; in a plain def use `with bulkhead:`, for work "
                 "that blocks a ThreadBulkhead, for an object that is awaited when called `bulkhead.call`"
             )
-        take, put = self._free.pop, self._free.append
+        take, put, heard = self._free.pop, self._free.append, self._heard
 
         @wraps(fn)
         async def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -267,6 +268,8 @@ class Bulkhead:
                 taken = False
             if not taken:
                 await self.acquire()
+            elif heard:
+                self._admitted(0.0)
             try:
                 return await fn(*args, **kwargs)
             finally:
@@ -294,8 +297,10 @@ class Bulkhead:
 
     async def __aenter__(self) -> None:
         """Take a permit, or raise BulkheadFull."""
-        if not (self._quiet and self._pop()):
+        if not self._take():
             await self.acquire()
+        elif self._heard:
+            self._admitted(0.0)
 
     async def __aexit__(self, *_: object) -> None:
         """Give it back."""
@@ -349,16 +354,15 @@ class Bulkhead:
         """Calls that wait for a permit."""
         return len(self._line)
 
+    def _take(self) -> bool:
+        """Take a free permit if nobody waits for one; a permit that just comes back may be missed."""
+        return self._quiet and self._pop()
+
     def _pop(self) -> bool:
         try:
             return self._free.pop()
         except IndexError:
             return False
-
-    def _settle_now(self) -> None:
-        with self._lock:
-            woken = self._settle()
-        self._wake(woken)
 
     def _wake(self, woken: list[_Waiter]) -> None:
         here = get_ident()
@@ -375,7 +379,7 @@ class Bulkhead:
                     woken += self._settle()
 
     def _admitted(self, waited: float) -> None:
-        if self._on_event is not ignore:
+        if self._heard:
             try:
                 emit(self._on_event, CallAdmitted(self.name, waited, self.running))
             except BaseException:  # the listener was interrupted: nobody would give the permit back
@@ -385,7 +389,8 @@ class Bulkhead:
     def _refuse(self, reason: Reason, waited: float = 0.0) -> NoReturn:
         if not self._limit:
             reason = Reason.CLOSED
-        emit(self._on_event, CallRejected(self.name, reason, waited))
+        if self._heard:
+            emit(self._on_event, CallRejected(self.name, reason, waited))
         raise BulkheadFull(self.name, self._limit, self.waiting, waited, reason=reason)
 
 

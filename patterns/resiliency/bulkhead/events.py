@@ -102,16 +102,20 @@ class BulkheadFull(Exception):
         retry_after: float | None = None,
         reason: Reason = Reason.FULL,
     ) -> None:
-        super().__init__(
-            f"bulkhead {name!r} refused the call ({reason.value}) after {waited:.3f} s: "
-            f"limit {limit}, {waiting} waiting"
-        )
+        super().__init__(name, limit, waiting, waited)
         self.name = name
         self.limit = limit
         self.waiting = waiting
         self.waited = waited
         self.retry_after = retry_after
         self.reason = reason
+
+    def __str__(self) -> str:
+        # Put together when it is read: refusals come in thousands, and nobody reads them all.
+        return (
+            f"bulkhead {self.name!r} refused the call ({self.reason.value}) after {self.waited:.3f} s: "
+            f"limit {self.limit}, {self.waiting} waiting"
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
         again = partial(type(self), retry_after=self.retry_after, reason=self.reason)

@@ -85,7 +85,7 @@ class ThreadBulkhead:
     def _done(self, work: Future[Any]) -> None:
         """The function has returned, or will never begin: not before is its permit free."""
         self._busy.discard(work)
-        self._permits.release()
+        self._permits._give_back()
 
     # --8<-- [end:call]
 
