@@ -188,6 +188,8 @@ class Fallback(Generic[T]):
         finally:
             del error  # it holds this frame: the frame must not hold it
 
+    # --8<-- [end:call]
+
     async def _fall_back(
         self, error: Exception, args: tuple[Any, ...], kwargs: dict[str, Any], cancels: int
     ) -> Answer[T]:
@@ -204,6 +206,7 @@ class Fallback(Generic[T]):
         finally:
             del errors  # an error holds this frame: it must not hold the error
 
+    # --8<-- [start:descend]
     async def _descend(
         self,
         levels: Iterable[Level[T]],
@@ -251,7 +254,7 @@ class Fallback(Generic[T]):
             level.leave()
         return level.accept(result)
 
-    # --8<-- [end:call]
+    # --8<-- [end:descend]
 
     async def ask(self, level: str, /, *args: Any, **kwargs: Any) -> Answer[T]:
         """Ask one level alone, with its limit and time: for a test, or to see how it is.
