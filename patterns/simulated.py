@@ -23,13 +23,13 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from patterns.bounds import number, whole
 
 if TYPE_CHECKING:
-    import random
     from collections.abc import Awaitable, Callable
 
     from patterns.clock import ManualClock
@@ -46,17 +46,20 @@ class Trouble:
         end: when it is over, in the same seconds.
         seconds: how long a request then takes; None for as long as ever.
         error: what a request then ends with, None for an answer.
+        share: share of the requests that are hit, in (0, 1], as when one of four replicas is broken.
     """
 
     begin: float
     end: float
     seconds: float | None = None
     error: Exception | None = None
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         number("end", self.end, above=number("begin", self.begin), finite=False)
         if self.seconds is not None:
             number("seconds", self.seconds, above=0)
+        number("share", self.share, above=0, at_most=1)
 
 
 class Service:
@@ -67,19 +70,27 @@ class Service:
         seconds: what one request takes a worker.
         clock: where time comes from.
         troubles: when it does badly.
+        rng: draws which requests are hit, where it is a share of them.
 
     Attributes:
         arrivals: when each request came, in seconds on the clock.
     """
 
     def __init__(
-        self, *, workers: int, seconds: float, clock: ManualClock, troubles: tuple[Trouble, ...] = ()
-    ):
+        self,
+        *,
+        workers: int,
+        seconds: float,
+        clock: ManualClock,
+        troubles: tuple[Trouble, ...] = (),
+        rng: random.Random | None = None,
+    ) -> None:
         whole("workers", workers, at_least=1)
         self.arrivals: list[float] = []
         self._seconds = number("seconds", seconds, above=0)
         self._clock = clock
         self._troubles = troubles
+        self._rng = rng or random.Random()
         self._free_at = [-math.inf] * workers  # a heap
 
     # --8<-- [start:service]
@@ -88,7 +99,7 @@ class Service:
         now = self._clock.monotonic()
         self.arrivals.append(now)
         begin = max(now, heapq.heappop(self._free_at))
-        trouble = next((each for each in self._troubles if each.begin <= begin < each.end), None)
+        trouble = next((each for each in self._troubles if self._hits(each, begin)), None)
         slow = trouble and trouble.seconds
         end = begin + (slow or self._seconds)
         heapq.heappush(self._free_at, end)  # the worker is taken, whether or not the caller stays
@@ -98,6 +109,10 @@ class Service:
         return "fresh"
 
     # --8<-- [end:service]
+
+    def _hits(self, trouble: Trouble, begin: float) -> bool:
+        in_time = trouble.begin <= begin < trouble.end
+        return in_time and (trouble.share == 1 or self._rng.random() < trouble.share)
 
     @property
     def backlog(self) -> float:
