@@ -41,7 +41,7 @@ from patterns.resiliency.fallback import (
     TooOld,
     same_contract,
 )
-from patterns.resiliency.fallback.shared import KEEP, SharedLastGood
+from patterns.resiliency.fallback.shared import SharedLastGood
 from patterns.scripted import Scripted, fails, hangs, returns
 from tests.faults import leaks
 from tests.faults.ledger import Ledger
@@ -767,6 +767,7 @@ async def test_a_game_day_is_switched_on_and_off() -> None:
     primary = scripted(then=returns(12))
     bad = Level("bad", scripted(then=fails(DOWN)))
     fallback = Fallback("x", policy(), bad, Level("copy", level_of(11)), on_event=heard, rng=random.Random(1))
+    assert fallback.exercise == 0.0
     fallback.exercise = 1.0
     for _ in range(20):
         assert (await fallback.call(primary)).source == "copy"
@@ -873,7 +874,7 @@ def _first(levels: list[str]) -> str:
 
 
 @given(st.sampled_from(sorted(STEPS)), st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=4))
-@pytest.mark.invariant(2, 4)
+@pytest.mark.invariant(2, 4, 5)
 def test_any_chain_does_what_the_model_says(primary: str, kinds: list[str]) -> None:
     """Whatever the primary and up to four levels do, the answer comes from where five lines say."""
 
@@ -881,6 +882,7 @@ def test_any_chain_does_what_the_model_says(primary: str, kinds: list[str]) -> N
         levels = [Level(f"level {n}", scripted(then=STEPS[kind])) for n, kind in enumerate(kinds)]
         fallback = Fallback("x", policy(), *levels)
         got = await outcome_of(fallback.call(scripted(STEPS[primary])))
+        assert [level.running for level in levels] == [0] * len(levels)
         if isinstance(got, Answer):
             assert got.degraded is (got.source != "primary")
             return got.source
@@ -1256,8 +1258,3 @@ async def test_late_answers_never_replace_later_ones(
     books.held("30 of 30 copies are the latest answer")
     assert naive.lost, "the variant held as well"
     books.naive(f"a plain SET: {naive.lost} of 30 copies are an older answer")
-
-
-def test_the_scripts_name_their_keys() -> None:
-    """The script of a transition begins with its keys and their types."""
-    assert KEEP.source.strip().startswith("-- KEYS[1] string stale")
