@@ -26,6 +26,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from patterns.clock import ManualClock
 from patterns.events import Event, Recorder
 from patterns.keyspace import Keyspace, OutcomeUnknown, Script, opened
+from patterns.resiliency.bulkhead import Bulkhead, BulkheadFull
+from patterns.resiliency.circuit_breaker import CircuitBreaker, CircuitOpen
+from patterns.resiliency.circuit_breaker import Policy as BreakerPolicy
 from patterns.resiliency.retry import (
     AttemptFailed,
     AttemptTimedOut,
@@ -536,6 +539,27 @@ async def test_ignoring_retry_after_hammers_and_obeying_it_blindly_herds(
     """One comes back too soon; with the other all come back together."""
     with pytest.raises(AssertionError, match=complaint):
         await check_retry_after(variant)
+
+
+@pytest.mark.invariant(3, 5)
+async def test_an_open_circuit_and_a_full_bulkhead_are_not_hammered() -> None:
+    """A refusal that is not listed ends the call; a listed one is heard: not before its `retry_after`."""
+    clock = SkippingClock()
+    service = Scripted(then=returns("paid"))
+    breaker = CircuitBreaker("payments", BreakerPolicy(record=(ConnectionError,)), clock=clock)
+    breaker.trip(5.0)
+    assert isinstance(
+        await outcome_of(Retry("p", policy(), clock=clock).call(breaker.call, service)), CircuitOpen
+    )
+    assert (clock.monotonic(), service.calls) == (0.0, 0)
+    patient = Retry("p", policy(on=(CircuitOpen,)), clock=clock)
+    assert await patient.call(breaker.call, service) == "paid"
+    assert (clock.monotonic(), service.calls) == (6.0, 1)
+    bulkhead = Bulkhead("payments", limit=1, clock=clock)
+    async with bulkhead:
+        full = await outcome_of(Retry("p", policy(), clock=clock).call(bulkhead.call, service))
+    assert isinstance(full, BulkheadFull)
+    assert service.calls == 1
 
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -70,11 +70,11 @@ class Attempt:
 
     async def __aenter__(self) -> Self:
         """Begin the attempt."""
-        self._call.enter()
         self._seconds = self._call.limit()
         if self._seconds is not None:
             self._timeout = self._call.timeout(self._seconds)
             await self._timeout.__aenter__()
+        self._call.enter()
         return self
 
     async def __aexit__(
