@@ -237,9 +237,9 @@ class Sidecar:
 
         Told to stop, begin with short pauses again: there is only the grace left.
         """
-        self.report.failing = type(error).__name__
+        self.report.failing = f"{type(error).__name__}: {error}".removesuffix(": ")[:200]
         seconds = pause * (0.5 + self._rng.random() / 2)
-        emit(self._on_event, ShippingFailed(self.source, type(error).__name__, seconds))
+        emit(self._on_event, ShippingFailed(self.source, self.report.failing, seconds))
         if self._stopping.is_set():
             await self._clock.sleep(seconds)
         else:

@@ -47,7 +47,7 @@ class Report:
         waiting: lines in memory.
         dropped: lines dropped because the rotation was faster than Redis.
         gaps: occasions on which lines may have been missed.
-        failing: the error of the last exchange with Redis, None when it succeeded.
+        failing: the error of the last exchange with Redis, its type and text; None when it succeeded.
     """
 
     ready: bool = False

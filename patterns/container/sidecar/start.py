@@ -2,7 +2,8 @@
 
 The kernel drops a signal for process 1 of a container as long as that has no handler for it, and Python
 imports for a while before there is one. A SIGTERM of that time would be lost, and with it, at the end of the
-grace, the lines that were not shipped. So it is kept back until `main` has its handlers.
+grace, the lines that were not shipped. So it is kept back until `main` has its handlers. What remains is the
+moment in which the interpreter itself starts.
 """
 
 import runpy
