@@ -177,6 +177,24 @@ async def test_a_blocked_event_loop_does_not_carry_a_retry_past_the_deadline() -
     assert budget.take(), "the retry that was not made is still in the budget"
 
 
+@pytest.mark.invariant(1, 10)
+async def test_a_budget_that_takes_its_time_does_not_carry_a_retry_past_the_deadline() -> None:
+    """Asking a shared budget took 2.5 s of 3: no wait of a second begins, and the leave goes back."""
+    clock = SkippingClock()
+
+    class Slow(Budget):
+        async def withdraw(self) -> bool:
+            clock.jump(2.5)
+            return self.take()
+
+    budget, heard = Slow(min_per_second=0, capacity=1, clock=clock), Recorder()
+    retry = Retry("payments", policy(deadline=3.0), budget=budget, clock=clock, on_event=heard)
+    service = Scripted(then=fails(ConnectionError("refused")))
+    assert isinstance(await outcome_of(retry.call(service)), ConnectionError)
+    assert (service.calls, clock.waits, heard.of(RetryGaveUp)[0].reason) == (1, [], Reason.DEADLINE)
+    assert budget.take()
+
+
 @pytest.mark.invariant(1)
 async def test_each_attempt_has_its_own_limit_within_the_deadline() -> None:
     """Attempts that hang are cut after 2 s; the third when the deadline has come, 0.2 s after it began."""
@@ -1114,6 +1132,21 @@ async def test_call_decorator_and_loop_do_the_same() -> None:
             assert (service.calls, clock.waits) == (5, [1.0, 1.0]), (handle, heard)
 
 
+async def test_a_decorated_call_raises_at_once_what_is_not_listed() -> None:
+    """The quick path of the decorator ends as that of `call` does, with a budget and without."""
+    for budget in (None, Budget()):
+        service = Scripted(returns(1), then=fails(KeyError("no such order")))
+
+        @Retry("payments", policy(), budget=budget)
+        async def charge(service: Scripted = service) -> Any:
+            return await service()
+
+        assert await charge() == 1
+        with pytest.raises(KeyError):
+            await charge()
+        assert service.calls == 2
+
+
 async def test_the_loop_judges_what_was_put_into_result() -> None:
     """Without a result there is nothing to ask `on_result` about."""
     clock = SkippingClock()
@@ -1722,6 +1755,8 @@ async def check_goes_on_alone(server: Server, app: str, kind: type[SharedBudget]
         assert books.lost == 0, f"{books.lost} of 10 calls were not retried for want of Redis"
         assert budget.alone
         assert not await budget.withdraw(), "the local budget is one too"
+        budget.give_back()
+        assert await budget.withdraw(), "what comes back while alone goes into the local budget"
         server.restart()
         clock.jump(1.1)
         assert await budget.withdraw()

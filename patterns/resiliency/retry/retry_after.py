@@ -33,10 +33,7 @@ def parse_retry_after(
     """
     text = _text(value)
     if text.isdigit():
-        try:
-            return float(text)
-        except OverflowError:
-            return math.inf
+        return float(text)  # infinite, if it has hundreds of digits
     until = _moment(text)
     if until is None:
         return None
