@@ -83,7 +83,7 @@ class Attempt:
         """End it; an error that is to be retried goes no further."""
         self._call.leave()
         self.again = False
-        timed_out = await self._end_timeout(kind, error, trace)
+        timed_out = None if self._timeout is None else await self._end_timeout(kind, error, trace)
         try:
             failure = timed_out or error
             if failure is None:

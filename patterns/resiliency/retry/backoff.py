@@ -10,7 +10,6 @@ Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog 2015
 
 from __future__ import annotations
 
-import math
 import random  # noqa: TC003 - the doctest uses it
 
 from patterns.resiliency.retry.policy import Jitter, Policy
@@ -26,20 +25,19 @@ class Backoff:
         rng: where chance comes from.
     """
 
-    __slots__ = ("_failures", "_last", "_policy", "_rng", "_tops_out")
+    __slots__ = ("_failures", "_last", "_policy", "_rng")
 
     def __init__(self, policy: Policy, rng: random.Random) -> None:
         self._policy = policy
         self._rng = rng
         self._failures = 0
         self._last = policy.base
-        self._tops_out = math.log2(policy.cap / policy.base) if policy.base else math.inf
 
     # --8<-- [start:backoff]
     def next(self) -> float:
         """Return seconds to wait after one more failure."""
         base, cap, jitter = self._policy.base, self._policy.cap, self._policy.jitter
-        longest = float(cap) if self._failures >= self._tops_out else base * 2.0 ** min(self._failures, 1000)
+        longest = min(float(cap), base * 2.0 ** min(self._failures, 1000))  # 2.0**1024 does not exist
         self._failures += 1
         if jitter is Jitter.NONE:
             return longest

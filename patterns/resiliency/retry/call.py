@@ -93,7 +93,7 @@ class Call:
         """Wait for the next attempt, or return False: the result is the caller's."""
         retry = self._retry
         decision = None
-        if result is not NO_RESULT:
+        if retry.policy.on_result is not None and result is not NO_RESULT:
             decision = self.tries.returned(result, self._now(), cancelling=_cancelling())
         if decision is not None:
             return await self._follow(decision, "result") is None
