@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from patterns.resiliency.fallback import AllLevelsFailed, Answer, ContractBroken, Fallback, Level
+from patterns.resiliency.fallback import AllLevelsFailed, Answer, ContractBroken, Fallback, Level, Stale
 from patterns.resiliency.fallback.shared import SharedLastGood
 
 __all__ = [
     "CatchesEverything",
     "CatchesException",
+    "DatesOnArrival",
     "DoesNotAskWhoWasCancelled",
     "ExercisesTheFirstLevel",
     "GivesEachLevelTheWholeTime",
     "KeepsWhateverItGave",
     "LastWriterWins",
     "MustKeep",
+    "NeverSpares",
     "PreparesTheSubstitute",
     "RaisesTheLastError",
     "ReturnsPermitsOnSuccess",
@@ -152,9 +154,28 @@ class ExercisesTheFirstLevel(Fallback[Any]):
 class LastWriterWins(SharedLastGood[Any]):
     """`SET key value EX ttl`, in whichever order the answers come."""
 
-    async def _set(self, key: str, kind: int, age: float, data: bytes) -> None:
+    async def _set(self, key: str, kind: int, asked: str, data: bytes) -> None:
         await self.client.delete(key)
-        await super()._set(key, kind, age, data)
+        await super()._set(key, kind, asked, data)
+
+
+class DatesOnArrival(SharedLastGood[Any]):
+    """The server notes when the copy arrived, and takes that for when it was true."""
+
+    async def _set(self, key: str, kind: int, asked: str, data: bytes) -> None:
+        await super()._set(key, kind, "", data)
+
+
+class NeverSpares(SharedLastGood[Any]):
+    """Each call tries Redis, and waits for it, however often it has failed."""
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Stale[Any]:
+        self._failing = False
+        return await super().__call__(*args, **kwargs)
+
+    async def keep(self, *args: Any) -> None:
+        self._failing, self._quiet_until = False, 0.0
+        await super().keep(*args)
 
 
 class MustKeep(Fallback[Any]):

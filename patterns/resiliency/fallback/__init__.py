@@ -25,12 +25,14 @@ Guaranteed, each by a test that rejects a naive variant:
 8. With `exercise` that share of all calls takes the levels though nothing has failed, each time beginning at
    a level drawn by lot, and an event tells of each. An exercise that fails costs its caller time, not the
    answer: the primary is asked after all.
-9. Shared through Redis (`shared.SharedLastGood`): another process finds the copy with its true age, an older
-   answer never replaces a later one, and without Redis the primary's answers go out all the same.
+9. Shared through Redis (`shared.SharedLastGood`): another process finds the copy, which is never older than
+   it says; an answer does not replace one that was asked for later, nor undo a `forget`, however long it was
+   on its way. Without Redis the primary's answers go out all the same.
 
 Not guaranteed: that `deadline` ends code that does not let itself be cancelled; that a level is independent
 of what failed (that is yours to choose); that an answer is right. Not for writes: a write that "fell back" is
-in one of two places. A substitute cannot be given to a block, so there is no `async with`.
+in one of two places. A substitute cannot be given to a block, so there is no `async with`. Of calls that
+began within one round trip to Redis of each other, either answer may be the copy.
 
 Redis keys: none here; see `patterns.resiliency.fallback.shared`.
 
@@ -120,6 +122,8 @@ class Fallback(Generic[T]):
 
     Use it as `await fallback.call(primary, *args)`, or as `@fallback` on an `async def`, which then returns
     an Answer. Put it outermost: around the retry, the breaker, the bulkhead and the time-out of the primary.
+    Chains are not nested: an Answer that a primary or a level returns is a value like any other, so give the
+    chain one more level instead.
 
     Args:
         name: names the chain in errors and events.
@@ -139,6 +143,9 @@ class Fallback(Generic[T]):
         rng: random.Random | None = None,
         on_event: Listener = ignore,
     ) -> None:
+        given: tuple[object, ...] = levels
+        if stray := [level for level in given if not isinstance(level, Level)]:
+            raise ValueError(f"levels must be Level objects, got {stray!r}")
         names = [level.name for level in levels]
         if not levels or len(set(names)) != len(names):
             raise ValueError(f"levels must be at least one, with names that differ, got {names!r}")
@@ -274,7 +281,7 @@ class Fallback(Generic[T]):
     def __call__(
         self, fn: Callable[P, Coroutine[Any, Any, T]]
     ) -> Callable[P, Coroutine[Any, Any, Answer[T]]]:
-        """Give an `async def` the levels; it then returns an Answer."""
+        """Give an `async def` the levels; it then returns an Answer. On a method they get `self`, too."""
         if not inspect.iscoroutinefunction(fn):
             raise TypeError(
                 f"@fallback needs an async def, got {fn!r}; for an object that is awaited when called use "
@@ -324,21 +331,24 @@ class Fallback(Generic[T]):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """Await `fn` for `seconds`; what it raises itself, a TimeoutError too, stays what it is."""
+        """Await `fn` for `seconds`; what it raises itself, a TimeoutError too, stays what it is.
+
+        Once it is cut off, it does not matter which error it makes of that.
+        """
         if seconds is None:
             return await fn(*args, **kwargs)
-        own = False
+        cancels, own = _cancels(), False
         try:
             async with self._clock.timeout(seconds):
                 try:
                     return await fn(*args, **kwargs)
-                except TimeoutError:
-                    own = True
+                except Exception:
+                    own = _cancels() == cancels
                     raise
-        except TimeoutError:
-            if own:
+        except Exception as error:
+            if own or _cancels() > cancels:
                 raise
-            raise LevelTimedOut(name, seconds) from None
+            raise LevelTimedOut(name, seconds) from error
 
 
 def _cancels() -> int:

@@ -40,7 +40,8 @@ class Answer(NamedTuple, Generic[T]):
         source: "primary", or the name of the level.
         degraded: True for a substitute.
         age: seconds since a stale value was true; None for what is not a copy.
-        errors: what failed before: the primary's error first, then each level's.
+        errors: what failed before: the primary's error first, then each level's; in an exercise the levels'
+            alone.
     """
 
     value: T

@@ -49,9 +49,7 @@ class LastGood(Generic[T]):
         check_count("max_entries", max_entries)
         self._key, self._max_entries, self._copy = key, max_entries, copy
         self._now = clock.monotonic
-        self._copies: OrderedDict[Hashable, tuple[float, Any]] = (
-            OrderedDict()
-        )  # (when it was asked for, value)
+        self._copies: OrderedDict[Hashable, tuple[float, Any]] = OrderedDict()  # (when asked for, value)
 
     def __len__(self) -> int:
         return len(self._copies)
@@ -70,7 +68,7 @@ class LastGood(Generic[T]):
 
     async def keep(self, value: T, age: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the primary's answer, unless a later call's is there."""
-        key, asked = self._key(*args, **kwargs), self._now() - age
+        asked, key = self._now() - age, self._key(*args, **kwargs)
         found = self._copies.get(key)
         if found is not None and (found[0] > asked or (found[0] == asked and found[1] is _GONE)):
             return
