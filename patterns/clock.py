@@ -126,7 +126,8 @@ class ManualClock:
         while (due := self._next_due()) <= target:
             self._move_to(due)
             await self._settle()
-        self._move_to(target)  # nobody is due: all that could run has run
+        self._move_to(target)
+        await self._settle()
 
     async def sleep(self, seconds: float) -> None:
         """Wait until this clock has been moved by `seconds`."""
