@@ -146,6 +146,7 @@ async def check_a_cancelled_caller_gets_no_substitute(make: Make) -> None:
     for primary, levels in (
         (translates, [Level("last", last)]),
         (scripted(then=fails(DOWN)), [Level("first", translates), Level("last", last)]),
+        (scripted(then=fails(DOWN)), [Level("first", translates, timeout=60), Level("last", last)]),
     ):
         fallback = make("prices", policy(), *levels)
         call = asyncio.create_task(fallback.call(primary))
