@@ -38,9 +38,8 @@ class ForgetsTheHandOver(Bulkhead):
     """What was granted to a waiter that is cancelled in the same moment is gone (Failsafe #393)."""
 
     def _withdraw(self, waiter: Any) -> None:
-        with self._lock:
-            self._line.pop(waiter, None)
-            self._settle()
+        self._line.pop(waiter, None)
+        self._settle()
 
 
 class AcquiresOutsideTry:

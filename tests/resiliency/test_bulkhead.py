@@ -353,6 +353,28 @@ def test_a_loop_that_was_closed_does_not_keep_its_place_in_the_line() -> None:
     assert running_now(bulkhead) == (1, 0)
 
 
+@pytest.mark.invariant(2)
+async def test_a_finalizer_in_the_middle_of_a_call_neither_blocks_nor_loses() -> None:
+    """Coroutines that are thrown away while this very thread has the lock: the permit is there afterwards."""
+    bulkhead = Bulkhead("search", limit=1, max_waiting=3, max_wait=math.inf)
+    inside, waiting = bulkhead.call(Scripted(hangs())), bulkhead.acquire()
+    inside.send(None)
+    waiting.send(None)
+    assert running_now(bulkhead) == (1, 1)
+    next_one = asyncio.create_task(bulkhead.acquire())
+    await turns()
+    with bulkhead._lock:  # as when the garbage collector runs within acquire()
+        waiting.close()
+        inside.close()
+    newcomer = asyncio.create_task(bulkhead.acquire())  # it finds the permit, and leaves it to the first
+    await next_one
+    assert running_now(bulkhead) == (1, 1)
+    bulkhead.release()
+    await newcomer
+    bulkhead.release()
+    assert running_now(bulkhead) == (0, 0)
+
+
 # 3: first come, first served
 
 
@@ -537,6 +559,13 @@ async def test_a_closed_bulkhead_refuses_those_who_wait_too() -> None:
     assert await waiting == "closed"
     assert await outcome_of(bulkhead.call(Scripted())) == "closed"
     assert running_now(bulkhead) == (1, 0)
+    cancelled = Bulkhead("search", limit=1, max_waiting=1)
+    await cancelled.acquire()
+    waiting = asyncio.create_task(outcome_of(cancelled.acquire()))
+    await turns()
+    cancelled.close()
+    await end(waiting)  # in the step in which it was refused: it had no permit to give back
+    assert running_now(cancelled) == (1, 0)
     bulkhead.release()
     assert await outcome_of(bulkhead.call(Scripted())) == "closed"
     assert (bulkhead.running, bulkhead.limit) == (0, 0)
@@ -825,7 +854,7 @@ async def test_a_permit_that_is_given_back_wakes_the_first_of_this_process(serve
         tasks = []
         for number in range(3):
             tasks.append(asyncio.create_task(call(number)))
-            await eventually(lambda n=number: bulkhead.waiting == n + 1, within=5)  # type: ignore[misc]
+            await eventually(lambda: bulkhead.waiting == len(tasks), within=5)
         assert await outcome_of(bulkhead.call(Scripted())) == "full"
         await bulkhead.release()
         await asyncio.gather(*tasks)
@@ -908,6 +937,68 @@ async def test_a_release_that_overtakes_a_renewal_is_not_undone(server: Server, 
 
         await eventually(one_is_left, within=5)
         await bulkhead.release()
+        assert await bulkhead.in_use() == 0
+
+
+@pytest.mark.invariant(3, 8)
+async def test_a_newcomer_stands_behind_those_who_wait_in_its_process(server: Server, app: str) -> None:
+    """Another process has given its permit back, which the one who waits has not noticed yet."""
+    async with opened(server.url) as one, opened(server.url) as two:
+        other = shared(one, app, limit=1)
+        here = shared(two, app, limit=1, poll=60.0, max_waiting=1, max_wait=60.0)
+        await other.acquire()
+        waiting = asyncio.create_task(here.acquire())
+        await eventually(lambda: here.waiting == 1 and in_use(two) == 0, within=5)
+        await other.release()
+        assert await outcome_of(here.call(Scripted())) == "full"
+        await end(waiting)
+
+
+@pytest.mark.invariant(2, 8)
+@pytest.mark.parametrize("phase", ["asking", "giving back"])
+async def test_a_permit_whose_caller_hung_up_is_free_for_other_processes(
+    server: Server, app: str, phase: str
+) -> None:
+    """It hangs up before it hears of its permit, or before Redis hears of its end; no lease has to end."""
+    async with proxy(server.port) as link, opened(link.url) as client, opened(server.url) as direct:
+        here, other = shared(client, app, limit=1), shared(direct, app, limit=1)
+        await here.call(Scripted(returns("warm")))
+        if phase == "asking":
+            slow = link.latency(0.1)
+            cut = asyncio.create_task(here.acquire())
+            await eventually(lambda: slow.hits > 0, within=5)  # the answer is held back
+            assert await other.in_use() == 1
+        else:
+            await here.acquire()
+            slow = link.hole("up")
+            cut = asyncio.create_task(here.release())
+            await eventually(lambda: slow.hits > 0, within=5)  # the request is lost
+        cut.cancel()
+        slow.remove()
+        await asyncio.gather(cut, return_exceptions=True)
+        assert running_now(here) == (0, 0)
+
+        async def is_free() -> bool:
+            return await other.in_use() == 0
+
+        await eventually(is_free, within=5)
+
+
+@pytest.mark.invariant(8)
+async def test_a_herd_is_not_taken_for_a_silent_redis(server: Server, app: str) -> None:
+    """Four hundred callers before eight slow connections: each waits for its turn, and no one for Redis."""
+    heard = Recorder()
+    async with proxy(server.port) as link, opened(link.url, max_connections=8) as client:
+        bulkhead = shared(client, app, limit=50, timeout=0.4, on_event=heard)
+        gate = asyncio.Event()
+        await bulkhead.call(Scripted(returns("warm")))
+        link.latency(0.01)
+        tasks = [asyncio.create_task(outcome_of(bulkhead.call(gate.wait))) for _ in range(400)]
+        await eventually(lambda: sum(task.done() for task in tasks) >= 350, within=20)
+        gate.set()
+        outcomes = [await task for task in tasks]
+        assert (outcomes.count("ok"), outcomes.count("full")) == (50, 350)
+        assert not heard.of(SharingLost)
         assert await bulkhead.in_use() == 0
 
 

@@ -145,15 +145,13 @@ class Bulkhead:
         if deadline != math.inf and not self._now() < deadline:
             self._refuse(Reason.DEADLINE)
         waiter = None
-        woken: list[_Waiter] = []
         with self._lock:
             admitted = not self._line and not self._excess and self._pop()
             if not admitted and len(self._line) < self._max_waiting:
                 waiter = _Waiter(asyncio.get_running_loop().create_future())
                 self._line[waiter] = None
                 self._quiet = False
-                woken = self._settle()  # what came back before `_quiet` was seen
-        self._wake(woken)
+        self._settle()  # also what came back before `_quiet` was seen
         if waiter is not None:
             await self._turn_of(waiter, deadline)
         elif admitted:
@@ -185,37 +183,41 @@ class Bulkhead:
             self._give_back()
         self._refuse(Reason.DEADLINE if last == deadline else Reason.MAX_WAIT, self._now() - began)
 
-    def _settle(self) -> list[_Waiter]:
-        """Let free permits end the excess first, then go to those who wait, in order. Needs the lock."""
-        woken = []
-        while self._excess and self._pop():
-            self._excess -= 1
-        while self._line and self._pop():
-            waiter, _ = self._line.popitem(last=False)
-            waiter.granted = True
-            woken.append(waiter)
-        self._quiet = not self._excess and not self._line
-        return woken
+    def _settle(self) -> None:
+        """Let free permits end the excess first, then go to those who wait, in order.
+
+        It never waits for the lock, for it may run in a finalizer, in the middle of another call of this
+        thread. Whoever has the lock comes here afterwards, and finds what was left.
+        """
+        while not self._quiet and self._lock.acquire(blocking=False):
+            woken = []
+            try:
+                while self._excess and self._pop():
+                    self._excess -= 1
+                while self._line and self._pop():
+                    try:
+                        waiter, _ = self._line.popitem(last=False)
+                    except KeyError:  # the last one has left the line in this moment
+                        self._free.append(True)
+                    else:
+                        woken.append(waiter)
+                self._quiet = not self._excess and not self._line
+            finally:
+                self._lock.release()
+            self._wake(woken)
+            if not self._free or not (self._excess or self._line):
+                break
 
     def _give_back(self) -> None:
         """Give one permit back, from any task or thread."""
         self._free.append(True)
-        if not self._quiet:
-            self._settle_now()
-
-    def _settle_now(self) -> None:
-        with self._lock:
-            woken = self._settle()
-        self._wake(woken)
+        self._settle()
 
     def _withdraw(self, waiter: _Waiter) -> None:
-        """Take `waiter` out of the line, or pass on what it was granted in the same moment."""
-        with self._lock:
-            self._line.pop(waiter, None)
-            if waiter.granted:
-                self._free.append(True)
-            woken = self._settle()
-        self._wake(woken)
+        """Take `waiter` out of the line; if it is not there any more, pass on what it was granted."""
+        if self._line.pop(waiter, waiter) is waiter and not waiter.refused:
+            self._free.append(True)
+        self._settle()
 
     # --8<-- [end:permits]
 
@@ -275,7 +277,7 @@ class Bulkhead:
             finally:
                 put(True)
                 if not self._quiet:
-                    self._settle_now()
+                    self._settle()
 
         return guarded
 
@@ -315,12 +317,10 @@ class Bulkhead:
             if not old:
                 raise RuntimeError(f"bulkhead {self.name!r} is closed")
             self._limit = limit
-            more = limit - old
-            spared = min(self._excess, max(0, more))
-            self._excess += max(0, -more) - spared
-            self._free.extend([True] * (more - spared))
-            woken = self._settle()
-        self._wake(woken)
+            self._excess += max(0, old - limit)
+            self._free.extend([True] * max(0, limit - old))
+            self._quiet = False
+        self._settle()
         if old != limit:
             emit(self._on_event, LimitChanged(self.name, old, limit))
 
@@ -331,11 +331,12 @@ class Bulkhead:
         with self._lock:
             self._excess += self._limit
             self._limit = self._max_waiting = 0
+            self._quiet = False
             refused = list(self._line)
-            self._line.clear()
             for waiter in refused:
                 waiter.refused = True
-            self._settle()
+            self._line.clear()
+        self._settle()
         self._wake(refused)
 
     @property
@@ -366,17 +367,15 @@ class Bulkhead:
 
     def _wake(self, woken: list[_Waiter]) -> None:
         here = get_ident()
-        for waiter in woken:  # which may grow
+        for waiter in woken:
             try:
                 if waiter.thread == here:
                     waiter.wake()
                 else:
                     waiter.future.get_loop().call_soon_threadsafe(waiter.wake)
             except RuntimeError:  # its loop was closed while it stood in the line
-                with self._lock:
-                    if waiter.granted:
-                        self._free.append(True)
-                    woken += self._settle()
+                if not waiter.refused:
+                    self._free.append(True)
 
     def _admitted(self, waited: float) -> None:
         if self._heard:
@@ -422,14 +421,14 @@ class Until:
 
 
 class _Waiter:
-    """One who stands in the line; what became of it is decided under the lock."""
+    """One who stands in the line. Who takes it out of there decides what becomes of it."""
 
-    __slots__ = ("future", "granted", "refused", "thread")
+    __slots__ = ("future", "refused", "thread")
 
     def __init__(self, future: asyncio.Future[None]) -> None:
         self.future = future
         self.thread = get_ident()
-        self.granted = self.refused = False
+        self.refused = False
 
     def wake(self) -> None:
         """Let it go on; in its own thread."""

@@ -136,6 +136,8 @@ class SharedBulkhead:
             name, limit=1, max_waiting=max(0, max_waiting - 1), max_wait=math.inf, clock=clock
         )
         self._lease_ms = math.ceil(lease * 1000)
+        # So many callers talk to Redis at once: a herd in front of the connections is not a silent Redis.
+        self._talk = Bulkhead(name, limit=_TALKERS, max_waiting=1_000_000, max_wait=math.inf, clock=clock)
         self._held: dict[str, float] = {}  # holder -> until when it surely is in the store
         self._uncounted: dict[str, None] = {}  # holders that run without a lease
         self._owed: dict[str, float] = {}  # holder to give back -> when it has surely ended by itself
@@ -192,12 +194,13 @@ class SharedBulkhead:
     async def _ask_for_one(self) -> bool:
         """Ask Redis for a permit, or ourselves where Redis is silent; say whether there is one."""
         holder = f"{self._lease_ms}:{uuid.uuid4().hex}"
-        sent = self._now()
-        if self._alone and sent < self._ask_at:
-            return self._hold_alone(holder)
-        self._ask_at = sent + _RETRY_SECONDS  # while alone, one caller finds out whether Redis is back
         try:
-            (granted,) = await self._exchange(holder)
+            async with self._talk:
+                sent = self._now()
+                if self._alone and sent < self._ask_at:
+                    return self._hold_alone(holder)
+                self._ask_at = sent + _RETRY_SECONDS  # while alone, one caller finds out if Redis is back
+                (granted,) = await self._exchange(holder)
         except _SILENCE as error:
             self._owe(holder)
             self._lose(type(error).__name__)
@@ -240,13 +243,10 @@ class SharedBulkhead:
             raise RuntimeError(f"bulkhead {self.name!r}: released more often than acquired")
         try:
             await self._give_back()
-        except asyncio.CancelledError:
-            await self._give_back()  # what was cut short may not have arrived
-            raise
         finally:
             self._freed.set()
             if self._owed or not self.running:
-                self._stirred.set()
+                self._stirred.set()  # the keeper gives back what was cut short, and ends with the last permit
 
     async def call(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Await `fn(*args, **kwargs)` with a permit.
@@ -373,8 +373,10 @@ class SharedBulkhead:
 
     async def _give_back(self) -> None:
         """Give back what is owed; if Redis is silent, it goes with a later exchange or ends by itself."""
-        if self._owed and not self._alone:
-            owed = list(self._owed)
+        async with self._talk:
+            owed = list(self._owed)  # of all who came meanwhile
+            if not owed or self._alone:
+                return
             try:
                 await self._run(GIVE_BACK, *owed)
             except _SILENCE as error:
@@ -444,6 +446,7 @@ class SharedUntil:
         await self._bulkhead.release()
 
 
+_TALKERS = 8
 _RETRY_SECONDS = 1.0  # how often a process that is alone looks for Redis
 
 _SILENCE = (RedisError, OSError, TimeoutError)
