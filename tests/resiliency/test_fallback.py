@@ -795,8 +795,10 @@ async def test_a_shared_copy_ages_expires_and_is_forgotten(server: Server, app: 
         await memory.keep([0], 41.0, ("cup",), {})
         await memory.keep([2], 100.0, ("cup",), {})  # as old as it may get: not worth a write
         expired = str((await client.time())[0] * 1000 - 100_001)
-        await memory._set(key, 1, expired, b"[9]")  # it was so long on its way
+        for entity in ("cup", "pot"):  # a copy that was so long on its way, over another one and over none
+            await memory._set(memory._key_of((entity,), {}), 1, expired, b"[9]")
         assert (await memory("cup")).value == [1]
+        assert not await client.exists(memory._key_of(("pot",), {}))
         await memory.forget("cup")
         await memory.keep([1], 0.5, ("cup",), {})
         with pytest.raises(NoCopy, match="no copy is kept"):
