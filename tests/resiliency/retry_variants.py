@@ -6,9 +6,12 @@ import asyncio
 import random
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import ConnectionError as RedisConnectionError
+
 from patterns.clock import SYSTEM_CLOCK, Clock, ManualClock
 from patterns.events import Listener, ignore
-from patterns.resiliency.retry import Budget, Policy, Retry
+from patterns.resiliency.retry import Budget, Jitter, Policy, Retry
+from patterns.resiliency.retry.backoff import Backoff
 from patterns.resiliency.retry.nesting import MARK
 from patterns.resiliency.retry.shared import SharedBudget
 
@@ -33,6 +36,12 @@ class QuickClock(ManualClock):
     """Virtual time for crowds: what it wakes needs few steps until it waits again."""
 
     _STEPS = 6
+
+
+class CrowdClock(ManualClock):
+    """The same without time-outs: one step to wake, and the next call and the next wait are in it."""
+
+    _STEPS = 2
 
 
 class Loop:
@@ -208,3 +217,55 @@ class NeedsRedis(SharedBudget):
 
     async def withdraw(self) -> bool:
         return await super().withdraw() and not self.alone
+
+
+class DoublesForEver:
+    """`base * 2 ** n`."""
+
+    def __init__(self, policy: Policy, rng: random.Random) -> None:
+        self.policy, self.rng, self.failures = policy, rng, -1
+
+    def next(self) -> float:
+        self.failures += 1
+        longest = min(self.policy.cap, self.policy.base * 2**self.failures)
+        least = {Jitter.NONE: longest, Jitter.EQUAL: longest / 2}.get(self.policy.jitter, 0.0)
+        return self.rng.uniform(least, longest)
+
+
+class WithoutJitter(Backoff):
+    """Exponential, and the same for everybody."""
+
+    def __init__(self, policy: Policy, rng: random.Random) -> None:
+        super().__init__(policy, random.Random(7))
+
+
+class RepeatsBlindly(Retry):
+    """An error is an error."""
+
+    def __init__(self, name: str, policy: Policy, **options: Any) -> None:
+        super().__init__(name, Policy(**(values(policy) | {"idempotent": True})), **options)
+
+
+def values(policy: Policy) -> dict[str, Any]:
+    return {name: getattr(policy, name) for name in Policy.__dataclass_fields__}
+
+
+class KeyForEachAttempt(NewKeyEachAttempt):
+    """As the base, but leaves calls without keys to the real one."""
+
+    async def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        if self.policy.idempotent == "key":
+            return await super().call(fn, *args, **kwargs)
+        return await Retry(self.name, self.policy, clock=self.clock).call(fn, *args, **kwargs)
+
+
+class FreshKeys(Retry):
+    """Each attempt is a call of its own, with a key of its own."""
+
+    async def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        once = Retry(self.name, Policy(on=(RedisConnectionError,), idempotent="key", attempts=1))
+
+        async def attempt() -> Any:
+            return await once.call(fn, *args, **kwargs)
+
+        return await Loop(self.name, self.policy, clock=SkippingClock()).call(attempt)

@@ -146,7 +146,7 @@ class Retry:
         if not self._plain or (outer is not None and not outer.over):
             return await self._repeat(Call(self), fn, args, kwargs)
         mark = Mark()
-        mark.over = False
+        mark.over, mark.retry = False, self
         MARK.set(mark)
         try:
             try:
@@ -182,7 +182,7 @@ class Retry:
             if not plain or (outer is not None and not outer.over):
                 return await call(fn, *args, **kwargs)
             mark = Mark()
-            mark.over = False
+            mark.over, mark.retry = False, self
             put(mark)
             try:
                 try:

@@ -72,6 +72,11 @@ class Attempt:
         """Begin the attempt."""
         self._seconds = self._call.limit()
         if self._seconds is not None:
+            if self._seconds <= 0:  # the loop dawdled
+                self.again = False
+                late = self._call.timed_out(0.0)
+                await self._call.again(late)
+                raise late
             self._timeout = self._call.timeout(self._seconds)
             await self._timeout.__aenter__()
         self._call.enter()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from asyncio import current_task
 from contextlib import suppress
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from patterns.events import emit, ignore
+from patterns.resiliency.retry.cancellation import cancels, made_of_cancellation
 from patterns.resiliency.retry.events import (
     AttemptFailed,
     AttemptTimedOut,
@@ -16,7 +16,7 @@ from patterns.resiliency.retry.events import (
     RetryGaveUp,
     RetryScheduled,
 )
-from patterns.resiliency.retry.nesting import InnerMark, Mark, enclosing
+from patterns.resiliency.retry.nesting import InnerMark, Mark, around
 from patterns.resiliency.retry.tries import Tries
 
 if TYPE_CHECKING:
@@ -43,18 +43,21 @@ class Call:
         tries: its attempts.
     """
 
-    __slots__ = ("_mark", "_now", "_outer", "_retry", "key", "tries")
+    __slots__ = ("_cancels", "_mark", "_now", "_outer", "_retry", "key", "tries")
 
     def __init__(self, retry: Retry, mark: Mark | None = None, key: str | None = None) -> None:
         self._retry = retry
         self._now = retry.clock.monotonic
         self._outer: Mark | None = None
         policy = retry.policy
-        if policy.idempotent == "key":
-            key = key or str(UUID(int=retry.rng.getrandbits(128), version=4))
+        repeated = [each.retry for each in around() if each.repeats] if mark is None else []
+        if policy.idempotent == "key" and key is None:
+            _check_that_keys_last(retry, repeated)
+            key = str(UUID(int=retry.rng.getrandbits(128), version=4))
         self.key = key
-        nested = mark is None and enclosing() is not None and not policy.nested
-        self._mark = mark or InnerMark(key, repeats=policy.attempts > 1 and not nested)
+        nested = bool(repeated) and not policy.nested
+        self._mark = mark or InnerMark(retry, key, repeats=policy.attempts > 1 and not nested)
+        self._cancels = cancels()
         self.tries = Tries(policy, retry.rng, self._now(), nested=nested)
 
     def enter(self) -> None:
@@ -75,15 +78,16 @@ class Call:
         """Return the block that ends an attempt after `seconds`."""
         return self._retry.clock.timeout(seconds)
 
-    def timed_out(self, seconds: float, cause: TimeoutError) -> AttemptTimedOut:
-        """Return the error of the attempt that `timeout` has just ended."""
+    def timed_out(self, seconds: float, cause: TimeoutError | None = None) -> AttemptTimedOut:
+        """Return the error of the attempt that `timeout` has just ended, or of one that had no time left."""
         error = AttemptTimedOut(self._retry.name, self.tries.number, seconds)
         error.__cause__ = cause
         return error
 
     async def again(self, error: Exception) -> bool:
         """Wait for the next attempt, or return False: the error is the caller's."""
-        decision = self.tries.failed(error, self._now(), cancelling=_cancelling())
+        cancelling = cancels() > 0 and made_of_cancellation(error)
+        decision = self.tries.failed(error, self._now(), cancelling=cancelling)
         reason = await self._follow(decision, type(error).__name__)
         if reason is not None:
             self._note(error, reason)
@@ -94,10 +98,10 @@ class Call:
         retry = self._retry
         decision = None
         if retry.policy.on_result is not None and result is not NO_RESULT:
-            decision = self.tries.returned(result, self._now(), cancelling=_cancelling())
+            decision = self.tries.returned(result, self._now(), cancelling=cancels() > self._cancels)
         if decision is not None:
             return await self._follow(decision, "result") is None
-        if retry.budget is not None:
+        if retry.budget is not None and not self._is_part_of_another():
             retry.budget.deposit()
         if retry.on_event is not ignore:
             took, _ = self.tries.took(self._now())
@@ -140,6 +144,11 @@ class Call:
 
     # --8<-- [end:follow]
 
+    def _is_part_of_another(self) -> bool:
+        """Whether a call around this one tells the same budget of its success."""
+        budget = self._retry.budget
+        return any(each is not self._mark and each.retry.budget is budget for each in around())
+
     def _note(self, error: Exception, reason: Reason) -> None:
         number = self.tries.number
         if number == 1 and reason is Reason.NOT_RETRIABLE:
@@ -150,7 +159,12 @@ class Call:
                 error.add_note(note)
 
 
-def _cancelling() -> bool:
-    """Whether this task has been told to end, and its attempt made another error of that."""
-    task = current_task()
-    return task is not None and task.cancelling() > 0
+def _check_that_keys_last(retry: Retry, repeated: list[Retry]) -> None:
+    """Refuse to make a key that would be another one when a call further out is repeated."""
+    for outer in repeated:
+        if outer.policy.idempotent:
+            raise RuntimeError(
+                f"retry {retry.name!r} would make a new idempotency key in each attempt of {outer.name!r} "
+                "around it: give it one that lasts, `attempts(key=...)`, or let the outer one make the key "
+                "and this one have idempotent=True"
+            )

@@ -7,8 +7,14 @@ the call is: a task that outlives the call is then nobody's inner layer.
 from __future__ import annotations
 
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
-__all__ = ["MARK", "InnerMark", "Mark", "current_key", "enclosing"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from patterns.resiliency.retry import Retry
+
+__all__ = ["MARK", "InnerMark", "Mark", "around", "current_key"]
 
 
 class Mark:
@@ -16,10 +22,12 @@ class Mark:
 
     Attributes:
         over: whether it has ended and was inside no other: what the quick path of a call asks.
+        retry: whose call it is.
     """
 
-    __slots__ = ("over",)
+    __slots__ = ("over", "retry")
     over: bool
+    retry: Retry
     outer: Mark | None = None
     key: str | None = None
     repeats: bool = True
@@ -34,14 +42,16 @@ class InnerMark(Mark):
     """One that has a key, or may be inside another.
 
     Args:
+        retry: whose call it is.
         key: the idempotency key, if it has one.
         repeats: False if there will be one attempt only.
     """
 
     __slots__ = ("_ended", "key", "outer", "repeats")
 
-    def __init__(self, key: str | None, *, repeats: bool) -> None:
+    def __init__(self, retry: Retry, key: str | None, *, repeats: bool) -> None:
         self.over = False
+        self.retry = retry
         self.key = key
         self.repeats = repeats
         self._ended = True
@@ -69,12 +79,12 @@ class InnerMark(Mark):
 MARK: ContextVar[Mark | None] = ContextVar("retry", default=None)
 
 
-def enclosing() -> Mark | None:
-    """Return the innermost call that is not over, will be repeated, and inside which this code runs."""
+def around() -> Iterator[Mark]:
+    """Yield the calls inside whose attempts this code runs, the innermost first."""
     mark = _live(MARK.get())
-    while mark is not None and not mark.repeats:
+    while mark is not None:
+        yield mark
         mark = _live(mark.outer)
-    return mark
 
 
 def current_key() -> str | None:
@@ -82,10 +92,7 @@ def current_key() -> str | None:
 
     It is the same in all attempts of a call, and in the tasks that they begin.
     """
-    mark = _live(MARK.get())
-    while mark is not None and mark.key is None:
-        mark = _live(mark.outer)
-    return None if mark is None else mark.key
+    return next((mark.key for mark in around() if mark.key is not None), None)
 
 
 def _live(mark: Mark | None) -> Mark | None:

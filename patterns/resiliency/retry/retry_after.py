@@ -52,9 +52,9 @@ def asked_by(outcome: object) -> float | None:
         seconds = getattr(outcome, "retry_after", None)
     except Exception:
         return None
-    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or math.isnan(seconds):
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         return None
-    return max(0.0, seconds)
+    return None if isinstance(seconds, float) and math.isnan(seconds) else max(0.0, seconds)
 
 
 def _text(value: str | bytes | None) -> str:

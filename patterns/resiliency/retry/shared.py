@@ -3,17 +3,18 @@
 Each process hands in what its successes have earned when it asks for a retry; asking is one script. A call
 that succeeds at once costs no round trip.
 
-When Redis does not answer within `timeout`, each process goes on with a bucket of its own, of the same size,
-and looks for Redis again a second later.
+When Redis does not answer within `timeout`, each process goes on with a bucket of its own, and looks for
+Redis again a second later.
 
 Redis key: `<app>:{retry:<name>}:budget`, hash: tokens, at (server ms). It expires when the bucket would be
 full by time alone, and after a day at most; a bucket that is not there is full.
 
 What is looser than in one process: a process brings at most one retry's worth of successes at a time, or
-twenty of them would come to an outage with twenty full purses. Alone, each process has the whole budget.
+twenty of them would come to an outage with twenty full purses.
+Without Redis that is twenty whole budgets for twenty processes: `local` sets what each may do then.
 A failover may forget the bucket, which fills it: `capacity` more retries at most. A reply lost on the way,
-or a caller that hangs up while asking, costs one token. A server's clock set back earns nothing; set forward
-it fills the bucket.
+or a caller that hangs up while asking, costs one token and what was handed in with the question. A server's
+clock set back earns nothing; set forward it fills the bucket.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from redis.exceptions import RedisError
 from patterns.bounds import number
 from patterns.clock import SYSTEM_CLOCK, Clock
 from patterns.events import Event, Listener, emit, ignore
-from patterns.keyspace import Client, Keyspace, Script
+from patterns.keyspace import Client, Keyspace, OutcomeUnknown, Script
 from patterns.resiliency.retry.budget import Budget, check_budget
 
 __all__ = ["SharedBudget", "SharingLost", "SharingRegained"]
@@ -77,6 +78,7 @@ class SharedBudget:
         min_per_second: retries earned by each second, by all processes together.
         capacity: retries that can be saved up, by all processes together.
         timeout: seconds that asking may take.
+        local: the budget of this process while Redis does not answer; None makes one of the same size.
         clock: where durations are read.
         on_event: hears SharingLost and SharingRegained.
     """
@@ -91,6 +93,7 @@ class SharedBudget:
         min_per_second: float = 1.0,
         capacity: float = 10.0,
         timeout: float = 0.25,
+        local: Budget | None = None,
         clock: Clock = SYSTEM_CLOCK,
         on_event: Listener = ignore,
     ) -> None:
@@ -103,7 +106,9 @@ class SharedBudget:
         self._timeout = number("timeout", timeout, above=0)
         self._clock = clock
         self._on_event = on_event
-        self._local = Budget(ratio=ratio, min_per_second=min_per_second, capacity=capacity, clock=clock)
+        self._local = local or Budget(
+            ratio=ratio, min_per_second=min_per_second, capacity=capacity, clock=clock
+        )
         self._alone_until = -math.inf
         self._alone = False
         self._earned = 0.0  # by successes since the last question
@@ -124,11 +129,14 @@ class SharedBudget:
         """Take leave for one retry, if there is one; one round trip."""
         if self._clock.monotonic() < self._alone_until:
             return self._local.take()
-        handed_in, self._earned, self._returned = self._earned + self._returned, 0.0, 0
+        earned, returned, self._earned, self._returned = self._earned, self._returned, 0.0, 0
+        question = [*self._bounds, earned + returned]
         try:
             async with self._clock.timeout(self._timeout):
-                granted = await _WITHDRAW(self._client, keys=[self._key], args=[*self._bounds, handed_in])
+                granted = await _WITHDRAW(self._client, keys=[self._key], args=question)
         except (RedisError, OSError, TimeoutError) as error:
+            if isinstance(error, RedisError) and not isinstance(error, OutcomeUnknown):  # surely not done
+                self._earned, self._returned = min(1.0, self._earned + earned), self._returned + returned
             self._lose(type(error).__name__)
             return self._local.take()
         if self._alone:

@@ -47,8 +47,8 @@ class Tries:
             return Reason.DEADLINE
         if not _all_in(error, policy.on) or _any_in(error, policy.ignore):
             return Reason.NOT_RETRIABLE
-        if not policy.idempotent and not _all_in(error, policy.never_sent):
-            return Reason.NOT_IDEMPOTENT
+        if not policy.idempotent and not isinstance(error, policy.never_sent):
+            return Reason.NOT_IDEMPOTENT  # a group neither: it is silent about those who were not refused
         return self._next(error, now, cancelling=cancelling)
 
     def returned(self, result: object, now: float, *, cancelling: bool = False) -> float | Reason | None:
