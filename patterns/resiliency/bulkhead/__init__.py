@@ -211,7 +211,8 @@ class Bulkhead:
     def _give_back(self) -> None:
         """Give one permit back, from any task or thread."""
         self._free.append(True)
-        self._settle()
+        if not self._quiet:
+            self._settle()
 
     def _withdraw(self, waiter: _Waiter) -> None:
         """Take `waiter` out of the line; if it is not there any more, pass on what it was granted."""
