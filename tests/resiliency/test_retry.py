@@ -1303,6 +1303,7 @@ def test_a_shared_budget_refuses_what_is_none() -> None:
 @pytest.mark.fault("a dependency is down for 10 s under 1,000 callers")
 async def test_a_storm_is_spread_and_bounded(ledger: Callable[..., Ledger], rng: random.Random) -> None:
     """Callers who failed in one instant come back apart, and together within the budget."""
+    asyncio.get_running_loop().set_debug(False)  # a stack for each of many thousand waits takes all the time
     books = ledger(
         bound="at most 2x the mean in any 100 ms, load at most 1 + (capacity + rate x time) / calls"
     )
@@ -1418,6 +1419,7 @@ async def test_cancelled_callers_make_no_further_call(
     ledger: Callable[..., Ledger], rng: random.Random
 ) -> None:
     """A thousand callers are cancelled while they call or wait: none calls again, the budget is full."""
+    asyncio.get_running_loop().set_debug(False)  # a stack for each of many thousand waits takes all the time
     books = ledger(bound="0 calls after the cancellation, every token back")
     naive = books.without("a retry that takes cancellation for an error")
     for book, make in ((books, Retry), (naive, RetriesAllButSome)):
@@ -1462,6 +1464,7 @@ async def test_retry_after_gives_an_overloaded_dependency_its_pause(
     ledger: Callable[..., Ledger], rng: random.Random
 ) -> None:
     """It is left alone for its five seconds, and then they do not come in one instant."""
+    asyncio.get_running_loop().set_debug(False)  # a stack for each of many thousand waits takes all the time
     books = ledger(bound="0 calls in the pause, at most 2x the mean in any 100 ms after it")
     early = {}
     for make in (Retry, IgnoresRetryAfter):

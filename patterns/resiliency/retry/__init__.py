@@ -95,6 +95,8 @@ __all__ = [
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# Bound once: looking them up takes as long as the calls.
+_marked, _mark = MARK.get, MARK.set
 # Chance from the system: forked processes share no state that would make them wait alike, or use a key twice.
 _SYSTEM_RANDOM = random.SystemRandom()
 
@@ -142,12 +144,12 @@ class Retry:
 
     async def call(self, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Await `fn(*args, **kwargs)`, again where the policy says so."""
-        outer = MARK.get()
+        outer = _marked()
         if not self._plain or (outer is not None and not outer.over):
             return await self._repeat(Call(self), fn, args, kwargs)
         mark = Mark()
         mark.over, mark.retry = False, self
-        MARK.set(mark)
+        _mark(mark)
         try:
             try:
                 result = await fn(*args, **kwargs)
@@ -173,17 +175,16 @@ class Retry:
             )
         call = self.call
         plain, budget = self._plain, self.budget
-        get, put = MARK.get, MARK.set
 
         @wraps(fn)
         async def retried(*args: P.args, **kwargs: P.kwargs) -> T:
             # The lines of `call`, for a coroutine within a coroutine costs as much again.
-            outer = get()
+            outer = _marked()
             if not plain or (outer is not None and not outer.over):
                 return await call(fn, *args, **kwargs)
             mark = Mark()
             mark.over, mark.retry = False, self
-            put(mark)
+            _mark(mark)
             try:
                 try:
                     result = await fn(*args, **kwargs)
