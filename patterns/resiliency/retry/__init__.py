@@ -11,14 +11,15 @@ Guaranteed, each by a test that rejects a naive variant:
 2. Wait n is between 0 and min(cap, base * 2^n) for any n (decorrelated: between base and cap), plus what the
    dependency asked for; two callers wait differently.
 3. Only what is in `on` and not in `ignore`, or what `on_result` picks, is retried. Cancellation,
-   KeyboardInterrupt and SystemExit never are; a cancellation ends a wait at once; a task that is being
-   cancelled makes no further attempt, whatever its attempt made of the cancellation.
+   KeyboardInterrupt and SystemExit never are; a cancellation ends a wait at once; an error that was made of
+   a cancellation is not retried.
 4. All callers of one `Budget` together retry at most `capacity` + `min_per_second` a second + `ratio` of the
-   successes.
+   successes; a success that passes several retries counts once.
 5. An error's `retry_after` is the least wait; above `max_retry_after`, or beyond the deadline, the call fails
    at once.
-6. A call that is not idempotent is retried only after errors that prove that the request did not leave.
-   With `idempotent="key"` all attempts of a call have one key, and no two calls have the same.
+6. A call that is not idempotent is retried only after errors that prove that the request did not leave; a
+   group of errors proves nothing. With `idempotent="key"` all attempts of a call have one key, and no two
+   calls have the same; none is made where a retry further out would make another.
 7. The caller gets the last outcome itself: the same exception object, with a note of how it came about, or
    the result. An attempt's time-out is an AttemptTimedOut, which is neither one of the dependency's nor one
    around the retry.
@@ -29,8 +30,11 @@ Guaranteed, each by a test that rejects a naive variant:
 10. A retry that was granted and not made goes back into the budget, and no listener can break a call.
 
 Not guaranteed: that the request was not carried out when the call fails (the last attempt's reply may be
-lost too), and that an attempt ends in time which does not let itself be cancelled. The key of a call dies
-with its process: what must survive that takes the key from the data, with `attempts(key=...)`.
+lost too), and that an attempt ends in time which does not let itself be cancelled. An attempt that swallows
+a cancellation and then fails for another reason is retried. What an inner retry does not repeat, and the
+outer one does not list, nobody repeats. While nothing succeeds, budgets grant `min_per_second` times the
+number of processes. The key of a call dies with its process: what must survive that takes the key from the
+data, with `attempts(key=...)`.
 
 Redis keys: none here; see `patterns.resiliency.retry.shared`.
 
