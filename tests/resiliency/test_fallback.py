@@ -222,6 +222,30 @@ async def test_an_error_alone_does_not_tell_who_was_cancelled() -> None:
         await check_a_cancelled_caller_gets_no_substitute(DoesNotAskWhoWasCancelled)
 
 
+@pytest.mark.invariant(2)
+async def test_a_task_group_that_failed_is_answered_for() -> None:
+    """Before Python 3.13 it leaves its task's count of cancellations too high: that is no cancellation."""
+
+    async def refused() -> None:
+        raise ConnectionRefusedError
+
+    async def grouped() -> str:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(refused())
+        except ExceptionGroup:
+            raise ConnectionError("one of them") from None
+        return "fresh"
+
+    async def old() -> str:
+        return "old"
+
+    chain = Fallback("prices", Policy(on=(ConnectionError,)), Level("first", grouped), Level("old", old))
+    answer = await chain.call(grouped)
+    assert (answer.value, [type(error) for error in answer.errors]) == ("old", [ConnectionError] * 2)
+    assert (await chain.call(grouped)).value == "old"
+
+
 @pytest.mark.invariant(2, 4)
 @pytest.mark.parametrize("made", [OSError("socket closed"), KeyError("transaction"), TimeoutError("own")])
 async def test_what_a_driver_makes_of_being_cut_off_is_a_time_out(made: Exception) -> None:

@@ -54,12 +54,12 @@ Gabrielson, "Avoiding fallback in distributed systems", Amazon Builders' Library
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import random
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
+from patterns.cancellation import cancels, overtaken
 from patterns.clock import SYSTEM_CLOCK, Clock
 from patterns.events import Listener, emit, ignore
 from patterns.resiliency.fallback.answer import (
@@ -177,9 +177,9 @@ class Fallback(Generic[T]):
             AllLevelsFailed: nothing answered.
             Exception: what the primary raised, if it is not one of those that lead to a level.
         """
-        cancels = _cancels()
+        before = cancels()
         if self._exercise and self._rng.random() < self._exercise:
-            answer = await self._exercised(args, kwargs, cancels)
+            answer = await self._exercised(args, kwargs, before)
             if answer is not None:
                 return answer
         try:
@@ -187,22 +187,22 @@ class Fallback(Generic[T]):
                 return _fresh(Answer, (await primary(*args, **kwargs), PRIMARY, False, None, ()))
             return await self._primary(primary, args, kwargs)
         except Exception as failure:
-            if _cancels() > cancels or not self.policy.triggers(failure):
+            if overtaken(failure, before) or not self.policy.triggers(failure):
                 raise
             error = failure
         try:
-            return await self._fall_back(error, args, kwargs, cancels)
+            return await self._fall_back(error, args, kwargs, before)
         finally:
             del error  # it holds this frame: the frame must not hold it
 
     # --8<-- [end:call]
 
     async def _fall_back(
-        self, error: Exception, args: tuple[Any, ...], kwargs: dict[str, Any], cancels: int
+        self, error: Exception, args: tuple[Any, ...], kwargs: dict[str, Any], before: int
     ) -> Answer[T]:
         errors = [error]
         try:
-            answer = await self._descend(self.levels, errors, args, kwargs, cancels)
+            answer = await self._descend(self.levels, errors, args, kwargs, before)
             if answer is None:
                 emit(self._on_event, FallbackExhausted(self.name, type(error).__name__, len(errors) - 1))
                 raise AllLevelsFailed(
@@ -220,7 +220,7 @@ class Fallback(Generic[T]):
         errors: list[Exception],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        cancels: int,
+        before: int,
         *,
         exercise: bool = False,
     ) -> Answer[T] | None:
@@ -235,7 +235,7 @@ class Fallback(Generic[T]):
                     value, age = await self._ask(level, until, args, kwargs)
                 except Exception as error:
                     emit(self._on_event, LevelFailed(self.name, level.name, type(error).__name__, exercise))
-                    if _cancels() > cancels:
+                    if overtaken(error, before):
                         raise
                     errors.append(error)
                 else:
@@ -297,11 +297,11 @@ class Fallback(Generic[T]):
 
     # --8<-- [start:exercise]
     async def _exercised(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], cancels: int
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], before: int
     ) -> Answer[T] | None:
         """Take the fallback path without need; None if it leads nowhere, and the primary is to be asked."""
         levels = self.levels[self._rng.randrange(len(self.levels)) :]
-        answer = await self._descend(levels, [], args, kwargs, cancels, exercise=True)
+        answer = await self._descend(levels, [], args, kwargs, before, exercise=True)
         passed = answer is not None and answer.source == levels[0].name
         emit(self._on_event, Exercised(self.name, levels[0].name, passed, answer.age if answer else None))
         return answer
@@ -337,21 +337,15 @@ class Fallback(Generic[T]):
         """
         if seconds is None:
             return await fn(*args, **kwargs)
-        cancels, own = _cancels(), False
+        before, own = cancels(), False
         try:
             async with self._clock.timeout(seconds):
                 try:
                     return await fn(*args, **kwargs)
                 except Exception:
-                    own = _cancels() == cancels
+                    own = cancels() == before
                     raise
         except Exception as error:
-            if own or _cancels() > cancels:
+            if own or cancels() > before:
                 raise
             raise LevelTimedOut(name, seconds) from error
-
-
-def _cancels() -> int:
-    """How often the current task has been asked to end, and has not given in."""
-    task = asyncio.current_task()
-    return task.cancelling() if task else 0

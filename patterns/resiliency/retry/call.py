@@ -6,8 +6,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from patterns.cancellation import cancels, overtaken
 from patterns.events import emit, ignore
-from patterns.resiliency.retry.cancellation import cancels, made_of_cancellation
 from patterns.resiliency.retry.events import (
     AttemptFailed,
     AttemptTimedOut,
@@ -86,8 +86,7 @@ class Call:
 
     async def again(self, error: Exception) -> bool:
         """Wait for the next attempt, or return False: the error is the caller's."""
-        cancelling = cancels() > 0 and made_of_cancellation(error)
-        decision = self.tries.failed(error, self._now(), cancelling=cancelling)
+        decision = self.tries.failed(error, self._now(), cancelling=overtaken(error, 0))
         reason = await self._follow(decision, type(error).__name__)
         if reason is not None:
             self._note(error, reason)
