@@ -41,11 +41,13 @@ __all__ = ["Service", "Trouble", "Visit", "recovery", "users"]
 class Trouble:
     """A time in which a service does badly; requests that start in it are hit.
 
+    At least one of `seconds` and `error` is given. Each field that makes no sense is a ValueError.
+
     Attributes:
         begin: seconds on the service's clock.
         end: when it is over, in the same seconds.
         seconds: how long a request then takes; None for as long as ever.
-        error: what a request then ends with, None for an answer.
+        error: an instance of what a request then ends with, None for an answer.
         share: share of the requests that are hit, in (0, 1], as when one of four replicas is broken.
     """
 
@@ -59,6 +61,10 @@ class Trouble:
         number("end", self.end, above=number("begin", self.begin), finite=False)
         if self.seconds is not None:
             number("seconds", self.seconds, above=0)
+        if not (self.error is None or isinstance(self.error, Exception)):
+            raise ValueError(f"error must be an Exception, not a class of them, or None, got {self.error!r}")
+        if self.seconds is None and self.error is None:
+            raise ValueError("seconds or error must be given, got neither: nothing would be wrong")
         number("share", self.share, above=0, at_most=1)
 
 
@@ -69,8 +75,8 @@ class Service:
         workers: requests it can work on at once.
         seconds: what one request takes a worker.
         clock: where time comes from.
-        troubles: when it does badly.
-        rng: draws which requests are hit, where it is a share of them.
+        troubles: when it does badly; where several hit, the first one counts.
+        rng: draws which requests are hit, where it is a share of them; None: another draw each time.
 
     Attributes:
         arrivals: when each request came, in seconds on the clock.
@@ -89,7 +95,7 @@ class Service:
         self.arrivals: list[float] = []
         self._seconds = number("seconds", seconds, above=0)
         self._clock = clock
-        self._troubles = troubles
+        self._troubles = tuple(troubles)
         self._rng = rng or random.Random()
         self._free_at = [-math.inf] * workers  # a heap
 
@@ -154,10 +160,15 @@ async def users(
         seconds: how long they come for.
         clock: moved by this function alone, until the last of them has left.
         rng: draws the time between two of them (exponential); None: all the same.
-        patience: seconds after the last has come; who then still waits leaves, with a TimeoutError.
+        patience: seconds after the last has come, rounded up; who then still waits leaves, with a
+            TimeoutError.
+
+    Raises:
+        ValueError: a number that makes none.
     """
     number("per_second", per_second, above=0)
     number("seconds", seconds, above=0)
+    number("patience", patience, at_least=0)
 
     async def visit(began: float) -> Visit:
         result: Any = None
@@ -170,17 +181,27 @@ async def users(
             error = raised
         return Visit(began, clock.monotonic() - began, result, error)
 
-    visits = []
+    visits: list[asyncio.Task[Visit]] = []
+
     end = clock.monotonic() + seconds
-    while (now := clock.monotonic()) < end:
-        visits.append(asyncio.ensure_future(visit(now)))
-        await clock.advance(rng.expovariate(per_second) if rng else 1 / per_second)
-    for _ in range(math.ceil(patience)):
-        if all(each.done() for each in visits):
-            break
-        await clock.advance(1.0)
-    for each in visits:
-        each.cancel()
+
+    async def come() -> None:
+        while clock.monotonic() < end:
+            visits.append(asyncio.create_task(visit(clock.monotonic())))
+            await clock.sleep(rng.expovariate(per_second) if rng else 1 / per_second)
+
+    arrivals = asyncio.create_task(come())
+    try:
+        await clock.advance(seconds)
+        arrivals.cancel()
+        for _ in range(math.ceil(patience)):
+            if all(each.done() for each in visits):
+                break
+            await clock.advance(1.0)
+    finally:  # also when this is cancelled: nobody is left behind
+        arrivals.cancel()
+        for each in visits:
+            each.cancel()
     return list(await asyncio.gather(*visits))
 
 
@@ -193,8 +214,13 @@ def recovery(
         visits: all of them.
         since: when the cause was gone, in seconds on the clock.
         good: says of a visit whether its user was served.
-        share: all is well in a second in which this share of those who came were served.
+        share: all is well in a second in which this share of those who came were served, in (0, 1].
+
+    Raises:
+        ValueError: `since` or `share` is no such number.
     """
+    number("since", since)
+    number("share", share, above=0, at_most=1)
     seconds: dict[int, list[bool]] = {}
     for visit in visits:
         if visit.began >= since:
