@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from patterns.resiliency.bulkhead import Bulkhead, BulkheadFull
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
+    from patterns.keyspace import Client
 
 
 class OnlyASemaphore:
@@ -131,19 +131,30 @@ class InTheLoopsThreads:
 
 
 class CountsInRedis:
-    """INCR before, DECR after: what dies in between is counted for ever."""
+    """INCR before, DECR after: what dies in between is counted for ever, or until the key expires."""
 
-    def __init__(self, name: str, client: Redis, *, app: str, limit: int, **_: Any) -> None:
-        self.limit, self._client = limit, client
+    def __init__(
+        self, name: str, client: Client, *, app: str, limit: int, expires: int | None = None, **_: Any
+    ) -> None:
+        self.limit, self._client, self._expires = limit, client, expires
         self._key = f"{app}:{{bulkhead:{name}}}:counter"
 
     async def acquire(self) -> None:
         if await self._client.incr(self._key) > self.limit:
             await self._client.decr(self._key)
             raise BulkheadFull("counter", self.limit, 0)
+        if self._expires:
+            await self._client.pexpire(self._key, self._expires)
 
     async def release(self) -> None:
         await self._client.decr(self._key)
+
+    async def call(self, fn: Any, *args: Any) -> Any:
+        await self.acquire()
+        try:
+            return await fn(*args)
+        finally:
+            await self.release()
 
     async def in_use(self) -> int:
         return int(await self._client.get(self._key) or 0)

@@ -32,8 +32,8 @@ of another thread's event loop is out from then on, however long that loop takes
 
 Redis keys: none here; see `patterns.resiliency.bulkhead.shared`.
 
-Safe for tasks of several event loops and for threads. A permit is an item of a list, and `list.pop` and
-`list.append` are atomic: while nobody waits and nobody listens, a call takes no lock.
+Safe for tasks of several event loops and for threads; while nobody waits and nobody listens, a call takes
+no lock (`permits.Permits` says why).
 
 >>> import asyncio
 >>> bulkhead = Bulkhead("search", limit=2)
@@ -52,14 +52,12 @@ queue); CPython issue 90155 (what a semaphore gets wrong when a waiter is cancel
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
-from collections import OrderedDict
 from functools import wraps
-from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
+from patterns.bounds import number, whole
 from patterns.clock import SYSTEM_CLOCK, Clock
 from patterns.events import Listener, emit, ignore
 from patterns.resiliency.bulkhead.events import (
@@ -70,10 +68,13 @@ from patterns.resiliency.bulkhead.events import (
     LimitChanged,
     Reason,
 )
+from patterns.resiliency.bulkhead.permits import Permits
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
     from types import TracebackType
+
+    from patterns.resiliency.bulkhead.permits import Waiter
 
 __all__ = [
     "Bulkhead",
@@ -90,7 +91,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Bulkhead:
+class Bulkhead(Permits):
     """The share of one dependency.
 
     Use it as `async with bulkhead:`, `await bulkhead.call(fn, *args)` or `@bulkhead` on an `async def`. A
@@ -115,24 +116,18 @@ class Bulkhead:
         clock: Clock = SYSTEM_CLOCK,
         on_event: Listener = ignore,
     ) -> None:
-        check_count("limit", limit, 1)
-        check_count("max_waiting", max_waiting, 0)
-        check_seconds("max_wait", max_wait)
+        super().__init__(
+            whole("limit", limit, at_least=1, at_most=MOST),
+            whole("max_waiting", max_waiting, at_least=0, at_most=MOST),
+        )
+        self._max_wait = number("max_wait", max_wait, at_least=SHORTEST, finite=False)
         self.name = name
         self._clock = clock
         self._now = clock.monotonic
         self._on_event = on_event
         self._heard = on_event is not ignore
-        self._max_wait = max_wait
-        self._lock = Lock()  # guards what follows, but for `_free`; never held over a call or a listener
-        self._limit = limit
-        self._max_waiting = max_waiting
-        self._free = [True] * limit  # the permits that are in
-        self._excess = 0  # permits that are out and will not come back: the limit was lowered
-        self._line: OrderedDict[_Waiter, None] = OrderedDict()
-        self._quiet = True  # nobody waits and there is no excess: a free permit may just be taken
 
-    # --8<-- [start:permits]
+    # --8<-- [start:acquire]
     async def acquire(self, deadline: float = math.inf) -> None:
         """Take a permit, waiting for it if there is room to wait; `release` gives it back.
 
@@ -144,22 +139,15 @@ class Bulkhead:
         """
         if deadline != math.inf and not self._now() < deadline:
             self._refuse(Reason.DEADLINE)
-        waiter = None
-        with self._lock:
-            admitted = not self._line and not self._excess and self._pop()
-            if not admitted and len(self._line) < self._max_waiting:
-                waiter = _Waiter(asyncio.get_running_loop().create_future())
-                self._line[waiter] = None
-                self._quiet = False
-        self._settle()  # also what came back before `_quiet` was seen
-        if waiter is not None:
-            await self._turn_of(waiter, deadline)
-        elif admitted:
+        entered = self._enter()
+        if entered is True:
             self._admitted(0.0)
+        elif entered:
+            await self._turn_of(entered, deadline)
         else:
             self._refuse(Reason.FULL)
 
-    async def _turn_of(self, waiter: _Waiter, deadline: float) -> None:
+    async def _turn_of(self, waiter: Waiter, deadline: float) -> None:
         began = self._now()
         last = min(began + self._max_wait, deadline)
         try:
@@ -183,44 +171,7 @@ class Bulkhead:
             self._give_back()
         self._refuse(Reason.DEADLINE if last == deadline else Reason.MAX_WAIT, self._now() - began)
 
-    def _settle(self) -> None:
-        """Let free permits end the excess first, then go to those who wait, in order.
-
-        It never waits for the lock, for it may run in a finalizer, in the middle of another call of this
-        thread. Whoever has the lock comes here afterwards, and finds what was left.
-        """
-        while not self._quiet and self._lock.acquire(blocking=False):
-            woken = []
-            try:
-                while self._excess and self._pop():
-                    self._excess -= 1
-                while self._line and self._pop():
-                    try:
-                        waiter, _ = self._line.popitem(last=False)
-                    except KeyError:  # the last one has left the line in this moment
-                        self._free.append(True)
-                    else:
-                        woken.append(waiter)
-                self._quiet = not self._excess and not self._line
-            finally:
-                self._lock.release()
-            self._wake(woken)
-            if not self._free or not (self._excess or self._line):
-                break
-
-    def _give_back(self) -> None:
-        """Give one permit back, from any task or thread."""
-        self._free.append(True)
-        if not self._quiet:
-            self._settle()
-
-    def _withdraw(self, waiter: _Waiter) -> None:
-        """Take `waiter` out of the line; if it is not there any more, pass on what it was granted."""
-        if self._line.pop(waiter, waiter) is waiter and not waiter.refused:
-            self._free.append(True)
-        self._settle()
-
-    # --8<-- [end:permits]
+    # --8<-- [end:acquire]
 
     def acquire_nowait(self) -> None:
         """Take a permit, or raise BulkheadFull at once; from any thread."""
@@ -309,74 +260,23 @@ class Bulkhead:
         """Give it back."""
         self._give_back()
 
-    # --8<-- [start:resize]
     def resize(self, limit: int) -> None:
-        """Change the limit now: up lets the first of those who wait in, down stops nobody who runs."""
-        check_count("limit", limit, 1)
-        with self._lock:
-            old = self._limit
-            if not old:
-                raise RuntimeError(f"bulkhead {self.name!r} is closed")
-            self._limit = limit
-            self._excess += max(0, old - limit)
-            self._free.extend([True] * max(0, limit - old))
-            self._quiet = False
-        self._settle()
+        """Change the limit now: up lets the first of those who wait in, down stops nobody who runs.
+
+        Raises:
+            RuntimeError: it is closed.
+        """
+        whole("limit", limit, at_least=1, at_most=MOST)
+        old = self._change(limit)
+        if not old:
+            raise RuntimeError(f"bulkhead {self.name!r} is closed")
         if old != limit:
             emit(self._on_event, LimitChanged(self.name, old, limit))
 
-    # --8<-- [end:resize]
-
     def close(self) -> None:
         """Refuse every call from now on, those who wait too; running ones finish."""
-        with self._lock:
-            self._excess += self._limit
-            self._limit = self._max_waiting = 0
-            self._quiet = False
-            refused = list(self._line)
-            for waiter in refused:
-                waiter.refused = True
-            self._line.clear()
-        self._settle()
-        self._wake(refused)
-
-    @property
-    def limit(self) -> int:
-        """Calls that may run at once; 0 when closed."""
-        return self._limit
-
-    @property
-    def running(self) -> int:
-        """Permits that are out."""
-        with self._lock:
-            return self._limit + self._excess - len(self._free)
-
-    @property
-    def waiting(self) -> int:
-        """Calls that wait for a permit."""
-        return len(self._line)
-
-    def _take(self) -> bool:
-        """Take a free permit if nobody waits for one; a permit that just comes back may be missed."""
-        return self._quiet and self._pop()
-
-    def _pop(self) -> bool:
-        try:
-            return self._free.pop()
-        except IndexError:
-            return False
-
-    def _wake(self, woken: list[_Waiter]) -> None:
-        here = get_ident()
-        for waiter in woken:
-            try:
-                if waiter.thread == here:
-                    waiter.wake()
-                else:
-                    waiter.future.get_loop().call_soon_threadsafe(waiter.wake)
-            except RuntimeError:  # its loop was closed while it stood in the line
-                if not waiter.refused:
-                    self._free.append(True)
+        self._change(0)
+        self._dismiss()
 
     def _admitted(self, waited: float) -> None:
         if self._heard:
@@ -421,38 +321,5 @@ class Until:
         await self._bulkhead.__aexit__(kind, error, trace)
 
 
-class _Waiter:
-    """One who stands in the line. Who takes it out of there decides what becomes of it."""
-
-    __slots__ = ("future", "refused", "thread")
-
-    def __init__(self, future: asyncio.Future[None]) -> None:
-        self.future = future
-        self.thread = get_ident()
-        self.refused = False
-
-    def wake(self) -> None:
-        """Let it go on; in its own thread."""
-        if not self.future.done():
-            self.future.set_result(None)
-
-
-def check_count(label: str, value: object, least: int) -> None:
-    """Raise ValueError unless `value` is a whole number from `least` to a million."""
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _MOST:
-        raise ValueError(f"{label} must be a whole number from {least} to {_MOST}, got {value!r}")
-
-
-def check_seconds(label: str, value: object, *, finite: bool = False) -> None:
-    """Raise ValueError unless `value` is a number of seconds that can be waited."""
-    if (
-        not isinstance(value, int | float)
-        or isinstance(value, bool)
-        or not value >= _SHORTEST
-        or (finite and value == math.inf)
-    ):
-        raise ValueError(f"{label} must be >= {_SHORTEST} seconds{' and finite' * finite}, got {value!r}")
-
-
-_MOST = 1_000_000  # each permit is an item of a list
-_SHORTEST = 0.001
+MOST = 1_000_000  # calls: each permit is an item of a list
+SHORTEST = 0.001  # seconds

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from patterns.clock import SYSTEM_CLOCK, Clock
 from patterns.events import Listener, ignore
-from patterns.resiliency.bulkhead import Bulkhead
+from patterns.resiliency.bulkhead import Bulkhead, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -74,6 +74,8 @@ class ThreadBulkhead:
         """
         await self._permits.acquire()
         try:
+            if not self.limit:  # closed since the permit was handed over
+                self._permits._refuse(Reason.CLOSED)
             work = self._pool.submit(copy_context().run, _result_of, fn, args, kwargs)
         except BaseException:
             self._permits.release()
