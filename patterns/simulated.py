@@ -28,13 +28,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from patterns.bounds import number, whole
+from patterns.clock import ManualClock
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from patterns.clock import ManualClock
+__all__ = ["QuickClock", "Service", "Trouble", "Visit", "recovery", "users"]
 
-__all__ = ["Service", "Trouble", "Visit", "recovery", "users"]
+
+class QuickClock(ManualClock):
+    """A ManualClock for calls that never leave the process, in half the processor time.
+
+    A task that has been woken takes at most a few steps before it waits on the clock again: three behind all
+    the guards of a pipeline. One that takes more than eight would see time move on too early.
+    """
+
+    _STEPS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

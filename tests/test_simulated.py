@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from patterns.clock import ManualClock
+from patterns.pipeline import Pipeline, Timeout
+from patterns.resiliency import bulkhead, circuit_breaker, retry
 from patterns.scripted import Scripted, hangs
-from patterns.simulated import Service, Trouble, Visit, recovery, users
+from patterns.simulated import QuickClock, Service, Trouble, Visit, recovery, users
 from tests.eventually import eventually
 
 
@@ -189,3 +191,43 @@ async def test_users_who_are_interrupted_leave_nobody_behind() -> None:
         await crowd
     await eventually(lambda: len(asyncio.all_tasks()) == before, within=5)
     assert service.in_flight == 0
+
+
+async def test_the_quick_clock_changes_no_figure() -> None:
+    """Behind every guard, in an overload, each user's wait and outcome are those of a ManualClock."""
+
+    async def evening(clock: ManualClock) -> list[tuple[float, float, object, str]]:
+        trouble = Trouble(begin=2, end=5, seconds=1.0)
+        service = Service(workers=4, seconds=0.1, clock=clock, troubles=(trouble,), rng=random.Random(1))
+        failed = (TimeoutError,)
+        pipeline = Pipeline(
+            Timeout(2.0, clock=clock),
+            retry.Retry(
+                "orders",
+                retry.Policy(on=failed, idempotent=True, base=0.5),
+                budget=retry.Budget(clock=clock),
+                clock=clock,
+                rng=random.Random(1),
+            ),
+            circuit_breaker.CircuitBreaker(
+                "orders",
+                circuit_breaker.Policy(
+                    record=failed,
+                    ignore=(bulkhead.BulkheadFull,),
+                    sliding_window=circuit_breaker.CountBased(20),
+                    minimum_calls=10,
+                    wait_in_open=1.0,
+                ),
+                clock=clock,
+            ),
+            bulkhead.Bulkhead("orders", limit=6, max_waiting=8, max_wait=0.5, clock=clock),
+            Timeout(0.5, clock=clock),
+        )
+        visits = await users(
+            lambda: pipeline.call(service), per_second=25, seconds=10, clock=clock, rng=random.Random(1)
+        )
+        return [(visit.began, visit.seconds, visit.result, type(visit.error).__name__) for visit in visits]
+
+    quick = await evening(QuickClock())
+    assert quick == await evening(ManualClock())
+    assert len({name for *_, name in quick}) >= 4
