@@ -808,7 +808,7 @@ async def test_a_permit_whose_caller_hung_up_is_free_for_other_processes(
 @pytest.mark.invariant(2, 8)
 @pytest.mark.parametrize("again", [True, False])
 async def test_a_caller_that_will_not_even_wait_for_the_answer_costs_no_permit(
-    server: Server, app: str, again: bool
+    server: Server, app: str, monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
     """It is cancelled twice, or in the step in which its permit is granted; nothing is left in the end."""
     async with (
@@ -818,19 +818,22 @@ async def test_a_caller_that_will_not_even_wait_for_the_answer_costs_no_permit(
     ):
         here, other = shared(client, app, limit=1), shared(direct, app, limit=1)
         await here.call(Scripted(returns("warm")))
-        if again:
-            slow = link.latency(0.05)
         cut = asyncio.create_task(here.acquire())
         if again:
-            await eventually(lambda: slow.hits > 0, within=5)
+            with link.latency(0.05) as slow:
+                await eventually(lambda: slow.hits > 0, within=5)
             cut.cancel()
             await asyncio.sleep(0)
+            cut.cancel()
         else:
-            await asyncio.sleep(0)
-            (asking,) = here._leases._asking
-            asking.add_done_callback(lambda _: cut.cancel())
-        if again:
-            cut.cancel()
+            exchange = here._leases._exchange
+
+            async def exchange_and_hang_up(*holders: str) -> list[int]:
+                answers = await exchange(*holders)
+                asyncio.get_running_loop().call_soon(cut.cancel)  # before it reads what comes now
+                return answers
+
+            monkeypatch.setattr(here._leases, "_exchange", exchange_and_hang_up)
         assert await outcome_of(cut) == "CancelledError"
         assert running_now(here) == (0, 0)
 
@@ -869,10 +872,10 @@ async def test_a_herd_is_not_taken_for_a_silent_redis(server: Server, app: str) 
     """Four hundred callers before eight slow connections: each waits for its turn, and no one for Redis."""
     heard = Recorder()
     async with proxy(server.port) as link, opened(link.url, max_connections=8) as client:
-        bulkhead = shared(client, app, limit=50, timeout=0.4, on_event=heard)
+        bulkhead = shared(client, app, limit=50, timeout=0.8, on_event=heard)
         gate = asyncio.Event()
         await bulkhead.call(Scripted(returns("warm")))
-        link.latency(0.01)
+        link.latency(0.02)
         tasks = [asyncio.create_task(outcome_of(bulkhead.call(gate.wait))) for _ in range(400)]
         await eventually(lambda: sum(task.done() for task in tasks) >= 350, within=20)
         gate.set()

@@ -14,7 +14,7 @@ import asyncio
 import math
 import uuid
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from redis.exceptions import RedisError
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from patterns.keyspace import Client, Script
 
 __all__ = ["Leases"]
+
+_Answer: TypeAlias = "asyncio.Future[float | None]"
 
 
 class Leases:
@@ -77,7 +79,7 @@ class Leases:
         self._on_event = on_event
         # So many callers talk to Redis at once: a herd in front of the connections is not a silent Redis.
         self._talk = Bulkhead(name, limit=_TALKERS, max_waiting=MOST, max_wait=math.inf, clock=clock)
-        self._asking: set[asyncio.Task[bool | None]] = set()
+        self._asking: set[asyncio.Task[None]] = set()
         self._held: dict[str, float] = {}  # holder -> until when it surely is in the store
         self._uncounted: dict[str, bool] = {}  # holders without a lease -> whether one may be on its way
         self._owed: dict[str, float] = {}  # holder to give back -> when it has surely ended by itself
@@ -106,57 +108,63 @@ class Leases:
         """
         if self.alone and self._now() < self._ask_at:
             return self._hold_alone()
-        ask = _Ask(f"{self._lease_ms}:{uuid.uuid4().hex}")
-        asking = asyncio.create_task(self._ask(ask))
+        holder = f"{self._lease_ms}:{uuid.uuid4().hex}"
+        answer: _Answer = asyncio.get_running_loop().create_future()
+        asking = asyncio.create_task(self._ask(holder, answer))
         self._asking.add(asking)
         asking.add_done_callback(self._asking.discard)
         try:
-            granted = await asyncio.shield(asking)
+            ends = await answer
         except BaseException as error:
-            ask.wanted = False
-            try:
-                if isinstance(error, asyncio.CancelledError):
-                    await asyncio.wait([asking])
-            finally:
-                unread = asking.done() and not asking.cancelled() and not asking.exception()
-                if unread and asking.result():  # it was granted in the moment in which the caller hung up
-                    self._owe(ask.holder)
+            unread = not answer.cancel() and not answer.cancelled() and not answer.exception()
+            if unread and answer.result():  # it was granted in the moment in which the caller hung up
+                self._owe(holder)
             if isinstance(error, asyncio.CancelledError):
+                await asyncio.wait([asking])
                 await self._give_back()
             raise
-        if granted is None:
+        if ends is None:
             return self._hold_alone()
-        if granted:
-            self._held[ask.holder] = ask.ends
+        if ends:
+            self._held[holder] = ends
             self._watch()
-        return granted
+        return bool(ends)
 
-    async def _ask(self, ask: _Ask) -> bool | None:
-        """Ask Redis; None if it is silent."""
+    async def _ask(self, holder: str, answer: _Answer) -> None:
+        """Answer until when there is a permit, 0 if there is none, None if Redis is silent."""
+        try:
+            ends = await self._ask_redis(holder, answer)
+        except BaseException as error:
+            self._owe(holder, doubtful=True)
+            if isinstance(error, asyncio.CancelledError):  # the event loop is about to close
+                answer.cancel()
+                await self._give_back()
+                raise
+            if not answer.cancelled():
+                answer.set_exception(error)
+        else:
+            if not answer.cancelled():
+                answer.set_result(ends)
+            elif ends:
+                self._owe(holder)
+                await self._give_back()
+                self.freed.set()
+
+    async def _ask_redis(self, holder: str, answer: _Answer) -> float | None:
         try:
             async with self._talk:
-                if not ask.wanted:
-                    return False
                 sent = self._now()
+                if answer.cancelled():
+                    return 0.0
                 if self.alone and sent < self._ask_at:
                     return None
                 self._ask_at = sent + _RETRY_SECONDS  # while alone, one caller finds out if Redis is back
-                (granted,) = await self._exchange(ask.holder)
+                (granted,) = await self._exchange(holder)
+                return granted and sent + self._lease
         except _SILENCE as error:
-            self._owe(ask.holder, doubtful=True)
+            self._owe(holder, doubtful=True)
             self._lose(type(error).__name__)
             return None
-        except asyncio.CancelledError:  # the event loop is about to close
-            self._owe(ask.holder, doubtful=True)
-            await self._give_back()
-            raise
-        ask.ends = sent + self._lease
-        if granted and not ask.wanted:
-            self._owe(ask.holder)
-            await self._give_back()
-            self.freed.set()
-            return False
-        return bool(granted)
 
     # --8<-- [end:take]
 
@@ -293,17 +301,6 @@ class Leases:
         if not self.alone:
             self.alone = True
             emit(self._on_event, SharingLost(self._name, error))
-
-
-class _Ask:
-    """One question for a permit."""
-
-    __slots__ = ("ends", "holder", "wanted")
-
-    def __init__(self, holder: str) -> None:
-        self.holder = holder
-        self.wanted = True
-        self.ends = 0.0
 
 
 _TALKERS = 8
