@@ -786,7 +786,7 @@ async def test_without_answers_from_redis_the_source_answers(
     ("variant", "complaint"),
     [
         (Textbook, "callers got"),
-        (WithoutBulkhead, r"(19|20) loads at once"),
+        (WithoutBulkhead, r"\d+ loads at once"),
         (AsksEachTime, "the time-out was paid on every call"),
     ],
 )
