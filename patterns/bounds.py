@@ -40,7 +40,7 @@ def number(
         at_least: it must not be less.
         at_most: it must not be greater.
         below: it must be less.
-        finite: it must not be infinite; NaN never passes.
+        finite: it must not be infinite. NaN never passes, nor does an int that no float can hold.
 
     Raises:
         ValueError: it is not; the message has field, bound and value.
@@ -48,7 +48,7 @@ def number(
     if (
         isinstance(value, int | float)
         and not isinstance(value, bool)
-        and not math.isnan(value)
+        and _is_float(value)
         and not (finite and math.isinf(value))
         and (above is None or value > above)
         and (at_least is None or value >= at_least)
@@ -59,7 +59,7 @@ def number(
     bounds = ((">", above), (">=", at_least), ("<=", at_most), ("<", below))
     wanted = " and ".join(f"{sign} {bound}" for sign, bound in bounds if bound is not None)
     kind = "finite number" if finite else "number"
-    raise ValueError(f"{field} must be a {kind} {wanted}".rstrip() + f", got {value!r}")
+    raise ValueError(f"{field} must be a {kind} {wanted}".rstrip() + f", got {_shown(value)}")
 
 
 def whole(field: str, value: object, *, at_least: int, at_most: int | None = None) -> int:
@@ -76,7 +76,7 @@ def whole(field: str, value: object, *, at_least: int, at_most: int | None = Non
     ):
         return value
     most = "" if at_most is None else f" and <= {at_most}"
-    raise ValueError(f"{field} must be a whole number >= {at_least}{most}, got {value!r}")
+    raise ValueError(f"{field} must be a whole number >= {at_least}{most}, got {_shown(value)}")
 
 
 def exceptions(field: str, value: object) -> tuple[type[Exception], ...]:
@@ -89,7 +89,7 @@ def exceptions(field: str, value: object) -> tuple[type[Exception], ...]:
         isinstance(each, type) and issubclass(each, Exception) for each in value
     ):
         return value
-    raise ValueError(f"{field} must be a tuple of Exception classes, got {value!r}")
+    raise ValueError(f"{field} must be a tuple of Exception classes, got {_shown(value)}")
 
 
 def text(field: str, value: object) -> str:
@@ -100,4 +100,18 @@ def text(field: str, value: object) -> str:
     """
     if isinstance(value, str) and value:
         return value
-    raise ValueError(f"{field} must be a text that is not empty, got {value!r}")
+    raise ValueError(f"{field} must be a text that is not empty, got {_shown(value)}")
+
+
+def _is_float(value: float) -> bool:
+    try:
+        return not math.isnan(value)
+    except OverflowError:  # an int of more than 308 digits
+        return False
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:  # its own repr fails, or it is an int of more than 4,300 digits
+        return f"a {type(value).__name__} that cannot be shown"

@@ -81,3 +81,30 @@ def test_only_texts_are_texts() -> None:
     for bad in ("", b"payments", None, 3):
         with pytest.raises(ValueError, match=r"^name must be a text that is not empty, got "):
             text("name", bad)
+
+
+class Mute:
+    """An object whose repr fails."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_an_int_that_no_float_can_hold_is_refused(finite: bool) -> None:
+    """Whole seconds that would overflow in the event loop are a ValueError here."""
+    with pytest.raises(ValueError, match=r"^x must be a .*number > 0, got 1000"):
+        number("x", 10**400, above=0, finite=finite)
+
+
+def test_what_cannot_be_shown_is_refused_all_the_same() -> None:
+    """A value whose repr fails does not replace the sentence by an error of its own."""
+    for value in (Mute(), -(10**5000)):
+        for check in (
+            lambda value: number("x", value, above=0),
+            lambda value: whole("x", value, at_least=1),
+            lambda value: exceptions("x", value),
+            lambda value: text("x", value),
+        ):
+            with pytest.raises(ValueError, match=r"^x must be .*, got a \w+ that cannot be shown$"):
+                check(value)

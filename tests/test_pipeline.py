@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
+import pickle
 from typing import Any
 
 import pytest
 
-from patterns.clock import ManualClock
+from patterns.clock import SYSTEM_CLOCK, ManualClock
 from patterns.pipeline import Pipeline, TimedOut, Timeout, in_order
 from patterns.scripted import Scripted, fails, hangs, returns
 
@@ -87,6 +89,31 @@ def test_what_is_no_pipeline_is_refused() -> None:
     Pipeline(guard, Timeout(1.0))
 
 
+def test_what_cannot_be_decorated_is_told_what_to_do() -> None:
+    """A plain def and a generator are refused, with the way that works."""
+
+    async def stream() -> Any:
+        yield 1
+
+    wrong: Any
+    for wrong in (len, stream):
+        with pytest.raises(TypeError, match=r"asyncio\.to_thread.*collect the items of a generator"):
+            Pipeline(Timeout(1.0))(wrong)
+
+
+async def test_a_pipeline_in_a_pipeline_stands_for_its_guards() -> None:
+    """Order and calls are those of the guards in a row, and a guard that is in both is found."""
+    notes: list[str] = []
+    a, b, c = (Traced(name, notes) for name in "abc")
+    pipeline = Pipeline(a, Pipeline(b), c)
+    assert pipeline.guards == (a, b, c)
+    assert str(pipeline) == "Traced > Traced > Traced"
+    assert await pipeline.call(add, 1, right=2) == 3
+    assert notes == ["into a", "into b", "into c", "out of c", "out of b", "out of a"]
+    with pytest.raises(ValueError, match=r"guards\[2\] must not be in the pipeline already"):
+        Pipeline(a, Pipeline(b, a))
+
+
 def test_in_order_leaves_out_what_is_not_given() -> None:
     """The order is the same however the guards are named, and none is made up."""
     notes: list[str] = []
@@ -105,6 +132,16 @@ def test_in_order_leaves_out_what_is_not_given() -> None:
     assert in_order(timeout=inner, retry=b).guards == (b, inner)
     with pytest.raises(ValueError, match="at least one"):
         in_order()
+
+
+@pytest.mark.parametrize("total", [1.0, 2.0])
+def test_a_total_no_longer_than_an_attempt_is_refused(total: float) -> None:
+    """It would end every attempt from outside of the breaker, which then sees no time-out."""
+    with pytest.raises(
+        ValueError, match=rf"total_timeout must be longer than timeout, 2\.0 s, got {total} s"
+    ):
+        in_order(total_timeout=Timeout(total), timeout=Timeout(2.0))
+    in_order(total_timeout=Timeout(2.1), timeout=Timeout(2.0))
 
 
 @pytest.mark.parametrize("bad", [0, -1, math.nan, math.inf, True, "2", None])
@@ -161,3 +198,76 @@ async def test_nested_timeouts_say_which_was_up() -> None:
         await clock.advance(1.0)
         with pytest.raises(TimedOut, match=r"1\.0 s"):
             await call
+
+
+async def test_equal_limits_end_the_call_once() -> None:
+    """Two limits that are up in the same instant are one TimedOut, and no cancellation is left over."""
+    for clock, limit in ((ManualClock(), 1.0), (SYSTEM_CLOCK, 0.01)):
+        pipeline = Pipeline(Timeout(limit, clock=clock), Timeout(limit, clock=clock))
+        call = asyncio.ensure_future(pipeline.call(Scripted(hangs())))
+        if isinstance(clock, ManualClock):
+            await clock.advance(limit)
+        with pytest.raises(TimedOut):
+            await call
+        assert call.cancelling() == 0
+
+
+class Odd(TimeoutError, asyncio.CancelledError):
+    """A time-out that is a cancellation by its bases."""
+
+
+@pytest.mark.parametrize("kind", [TimeoutError, Odd, TimedOut])
+async def test_a_time_out_of_the_call_is_never_taken_for_ours(kind: type[TimeoutError]) -> None:
+    """Whatever the class of the call's own TimeoutError, the caller gets that object."""
+    own = TimedOut(7.0) if kind is TimedOut else kind("theirs")
+    for clock in (ManualClock(), SYSTEM_CLOCK):
+        with pytest.raises(TimeoutError) as caught:
+            await Timeout(5.0, clock=clock).call(Scripted(fails(own)))
+        assert caught.value is own
+
+
+@pytest.mark.parametrize(
+    "own", [None, ConnectionError("c"), TimeoutError("t"), ExceptionGroup("g", [OSError()])]
+)
+async def test_who_swallows_the_cancellation_has_the_last_word(own: Exception | None) -> None:
+    """What a call returns or raises after its time was up is passed on, and leaves no cancellation behind."""
+    for clock in (ManualClock(), SYSTEM_CLOCK):
+
+        async def stubborn() -> str:
+            try:
+                await asyncio.get_running_loop().create_future()
+            except asyncio.CancelledError:
+                if own is not None:
+                    raise own from None
+            return "late"
+
+        call = asyncio.ensure_future(Timeout(0.01, clock=clock).call(stubborn))
+        if isinstance(clock, ManualClock):
+            await clock.advance(0.01)
+        ended = (await asyncio.gather(call, return_exceptions=True))[0]
+        assert ended is own if own else ended == "late"
+        assert call.cancelling() == 0
+
+
+async def test_tasks_of_the_call_end_with_it() -> None:
+    """A TaskGroup inside is cancelled as one, and the error is still TimedOut."""
+    clock = ManualClock()
+    service = Scripted(then=hangs())
+
+    async def both() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(service())
+            group.create_task(service())
+
+    call = asyncio.ensure_future(Timeout(1.0, clock=clock).call(both))
+    await clock.advance(1.0)
+    with pytest.raises(TimedOut):
+        await call
+    assert (service.cancelled, service.in_flight) == (2, 0)
+
+
+def test_timed_out_survives_copying_and_pickling() -> None:
+    """In another process the error has the same limit and the same message."""
+    error = TimedOut(2.0)
+    for same in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert (str(same), same.seconds) == ("timed out after 2.0 s", 2.0)

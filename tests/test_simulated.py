@@ -6,11 +6,16 @@ import asyncio
 import itertools
 import math
 import random
+from typing import Any
 
 import pytest
 
 from patterns.clock import ManualClock
-from patterns.simulated import Service, Trouble, Visit, recovery, users
+from patterns.pipeline import Pipeline, Timeout
+from patterns.resiliency import bulkhead, circuit_breaker, retry
+from patterns.scripted import Scripted, hangs
+from patterns.simulated import QuickClock, Service, Trouble, Visit, recovery, users
+from tests.eventually import eventually
 
 
 async def at_once(service: Service, clock: ManualClock, count: int) -> list[float]:
@@ -134,3 +139,95 @@ async def test_bad_numbers_are_refused_by_name(bad: float) -> None:
     with pytest.raises(ValueError, match="seconds must be a finite number > 0"):
         await users(service, per_second=1, seconds=bad, clock=clock)
     assert service.arrivals == []
+
+
+@pytest.mark.parametrize("bad", [-1, math.nan, math.inf, "2"])
+async def test_bad_patience_sends_nobody(bad: float) -> None:
+    """Patience that is no time is refused before the first user comes."""
+    clock = ManualClock()
+    service = Service(workers=1, seconds=1.0, clock=clock)
+    with pytest.raises(ValueError, match="patience must be a finite number >= 0"):
+        await users(service, per_second=1, seconds=1, clock=clock, patience=bad)
+    assert service.arrivals == []
+
+
+def test_a_trouble_that_would_do_nothing_is_refused() -> None:
+    """Without a duration and an error nothing is wrong, and what is no error cannot be raised."""
+    with pytest.raises(ValueError, match="seconds or error must be given"):
+        Trouble(begin=0, end=1)
+    bad: Any
+    for bad in (ConnectionError, "reset", asyncio.CancelledError()):
+        with pytest.raises(ValueError, match="error must be an Exception, not a class"):
+            Trouble(begin=0, end=1, error=bad)
+
+
+@pytest.mark.parametrize("share", [0, -1, 1.1, math.nan])
+def test_a_share_to_recover_to_is_a_share(share: float) -> None:
+    """A share that everybody or nobody reaches would make each answer the same."""
+    with pytest.raises(ValueError, match="share must be a finite number > 0 and <= 1"):
+        recovery([Visit(0.0, 0.0)], 0.0, good=lambda _: True, share=share)
+    with pytest.raises(ValueError, match="since must be a finite number"):
+        recovery([Visit(0.0, 0.0)], math.nan, good=lambda _: True)
+
+
+async def test_of_several_troubles_the_first_that_hits_counts() -> None:
+    """Two troubles at the same time are tried in the order they were given."""
+    clock = ManualClock()
+    slow, down = Trouble(begin=0, end=9, seconds=3.0), Trouble(begin=0, end=9, error=ConnectionError("down"))
+    assert await at_once(Service(workers=1, seconds=1.0, clock=clock, troubles=(slow, down)), clock, 1) == [
+        3.0
+    ]
+
+
+async def test_users_who_are_interrupted_leave_nobody_behind() -> None:
+    """Who stops the simulation ends every call in it, and no more users come."""
+    clock = ManualClock()
+    service = Scripted(then=hangs())
+    before = len(asyncio.all_tasks())
+    crowd = asyncio.create_task(users(service, per_second=1, seconds=60, clock=clock))
+    await eventually(lambda: service.in_flight >= 5, within=5)
+    crowd.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await crowd
+    await eventually(lambda: len(asyncio.all_tasks()) == before, within=5)
+    assert service.in_flight == 0
+
+
+async def test_the_quick_clock_changes_no_figure() -> None:
+    """Behind every guard, in an overload, each user's wait and outcome are those of a ManualClock."""
+
+    async def evening(clock: ManualClock) -> list[tuple[float, float, object, str]]:
+        trouble = Trouble(begin=2, end=5, seconds=1.0)
+        service = Service(workers=4, seconds=0.1, clock=clock, troubles=(trouble,), rng=random.Random(1))
+        failed = (TimeoutError,)
+        pipeline = Pipeline(
+            Timeout(2.0, clock=clock),
+            retry.Retry(
+                "orders",
+                retry.Policy(on=failed, idempotent=True, base=0.5),
+                budget=retry.Budget(clock=clock),
+                clock=clock,
+                rng=random.Random(1),
+            ),
+            circuit_breaker.CircuitBreaker(
+                "orders",
+                circuit_breaker.Policy(
+                    record=failed,
+                    ignore=(bulkhead.BulkheadFull,),
+                    sliding_window=circuit_breaker.CountBased(20),
+                    minimum_calls=10,
+                    wait_in_open=1.0,
+                ),
+                clock=clock,
+            ),
+            bulkhead.Bulkhead("orders", limit=6, max_waiting=8, max_wait=0.5, clock=clock),
+            Timeout(0.5, clock=clock),
+        )
+        visits = await users(
+            lambda: pipeline.call(service), per_second=25, seconds=10, clock=clock, rng=random.Random(1)
+        )
+        return [(visit.began, visit.seconds, visit.result, type(visit.error).__name__) for visit in visits]
+
+    quick = await evening(QuickClock())
+    assert quick == await evening(ManualClock())
+    assert len({name for *_, name in quick}) >= 4

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import itertools
 import pickle
-import tempfile
 from collections import deque
-from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
+from unittest.mock import AsyncMock
 
 import pytest
 from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from redis.crc import key_slot
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import NoPermissionError, OutOfMemoryError
 
 from patterns import database as databases
-from patterns import embedded
 from patterns.cache.write_behind import (
-    DELETED,
     MISS,
     BatchFlushed,
     Change,
@@ -31,6 +26,7 @@ from patterns.cache.write_behind import (
     Drained,
     Flusher,
     NotReplicated,
+    OtherShards,
     Policy,
     QueueFull,
     RedisLost,
@@ -40,18 +36,20 @@ from patterns.cache.write_behind import (
     Unreadable,
     VersionedTable,
     WriteBehind,
-    WriteRejected,
     shard,
     table,
 )
+from patterns.cache.write_behind.shards import Shards
 from patterns.clock import ManualClock
 from patterns.embedded import Cluster, Server
 from patterns.events import Recorder
 from patterns.keyspace import OutcomeUnknown, connect, opened
+from tests.cache import write_behind_checks as checks
 from tests.cache import write_behind_faults as faults
 from tests.cache import write_behind_site as naive
+from tests.cache.write_behind_model import AgainstTheModel
 from tests.cache.write_behind_processes import POLICY
-from tests.cache.write_behind_site import ROLES, Kit, Site, Source, n, outcome_of, policy, site
+from tests.cache.write_behind_site import Kit, n, policy, site
 from tests.eventually import eventually
 from tests.faults import leaks, proxy
 from tests.places import Place
@@ -89,33 +87,12 @@ def variants(*cases: tuple[Kit, str]) -> pytest.MarkDecorator:
 # 1: what is acknowledged reaches the source
 
 
-async def check_the_writer_is_not_needed(at: Site) -> None:
-    """A writer puts twenty things and is gone; a flusher takes some and is gone; another one comes."""
-    keys = [f"key {number}" for number in range(20)]
-    writer = at.writer()
-    for number, key in enumerate(keys):
-        await writer.put(key, n(number))
-        assert await WriteBehind.peek(at.writer(1), key) == n(number), "acknowledged, and not in Redis"
-    del writer
-
-    stuck = at.source.behind_a_gate()
-    dying = at.begin(at.flusher(source=stuck).flush())
-    await eventually(lambda: stuck.running, within=5)
-    dying.cancel()  # as if killed: what it took is not in the source
-    await asyncio.wait([dying])
-    await at.let_leases_end()
-
-    await at.flusher(1).flush()
-    got = [await at.source.value(key) for key in keys]
-    assert got == list(range(20)), f"{got.count(None)} acknowledged writes are lost"
-
-
 @pytest.mark.invariant(1)
 @EVERYWHERE
 async def test_an_acknowledged_write_needs_nobody_but_redis(place: Place, database: Home) -> None:
     """Neither its writer nor the flusher that took it: the next flusher brings it to the source."""
     async with site(place, database) as at:
-        await check_the_writer_is_not_needed(at)
+        await checks.the_writer_is_not_needed(at)
 
 
 @pytest.mark.naive(1)
@@ -131,42 +108,12 @@ async def test_a_buffer_that_one_process_has_dies_with_it(
     """In the writer before it is queued, in the flusher where it was popped."""
     async with site(place, database, kit) as at:
         with pytest.raises(AssertionError, match=complaint):
-            await check_the_writer_is_not_needed(at)
+            await checks.the_writer_is_not_needed(at)
         await asyncio.gather(*naive.AnswersFirst.tasks)
         naive.AnswersFirst.tasks.clear()
 
 
 # 2: the source never goes back
-
-
-async def check_never_back(at: Site, late: str) -> None:
-    """A flusher is held up with an old value in its hands; meanwhile a newer one comes."""
-    writer, stuck = at.writer(), at.source.behind_a_gate()
-    await writer.put("a", n(1))
-    paused = at.begin(at.flusher(source=stuck).flush())
-    await eventually(lambda: stuck.running, within=5)
-    await (writer.delete("a") if late == "deletion" else writer.put("a", n(2)))
-    expected = None if late == "deletion" else 2
-    if late == "retry":  # the old one fails, after the new one has come
-        stuck.error = lambda _: ConnectionError()
-        stuck.open.set()
-        await paused
-        await at.flusher().flush()
-        await at.flusher().flush()
-    else:
-        await at.let_leases_end()
-        await at.flusher(1).flush()
-        assert await at.source.value("a") == expected
-        stuck.open.set()
-        await paused
-    got = await at.source.value("a")
-    assert got == expected, f"the source is back at {got}"
-    await at.flusher(1).flush()
-    assert await at.source.value("a") == expected
-    assert (await writer.stats()).waiting == 0
-    await writer.put("a", n(3))
-    await at.flusher(1).flush()
-    assert await at.source.value("a") == 3
 
 
 LATE = pytest.mark.parametrize("late", ["batch", "deletion", "retry"])
@@ -178,7 +125,7 @@ LATE = pytest.mark.parametrize("late", ["batch", "deletion", "retry"])
 async def test_an_older_value_never_comes_after_a_newer_one(place: Place, database: Home, late: str) -> None:
     """Not in a late batch, not after a deletion, not when it is tried again."""
     async with site(place, database) as at:
-        await check_never_back(at, late)
+        await checks.never_back(at, late)
 
 
 @pytest.mark.naive(2)
@@ -197,20 +144,7 @@ async def test_without_versions_the_last_to_arrive_wins(
     """An unversioned row is overwritten, a deleted one comes back, and what is put back at the end wins."""
     async with site(place, database, kit) as at:
         with pytest.raises(AssertionError, match="the source is back at 1"):
-            await check_never_back(at, late)
-
-
-async def check_a_forgetful_redis(at: Site) -> None:
-    """The queues are empty all of a sudden, and writing goes on."""
-    writer = at.writer()
-    for number in range(3):
-        await writer.put("a", n(number))
-        await at.flusher().flush()
-    for shard_number in range(4):
-        await at.clients[0].delete(*[at.key(role, shard_number) for role in ROLES])
-    await writer.put("a", n(3))
-    await at.flusher().flush()
-    assert await at.source.value("a") == 3, "a write after the loss is taken for an old one"
+            await checks.never_back(at, late)
 
 
 @pytest.mark.invariant(2)
@@ -218,7 +152,7 @@ async def check_a_forgetful_redis(at: Site) -> None:
 async def test_versions_rise_also_where_redis_has_forgotten_the_last(place: Place, database: Home) -> None:
     """They begin at the server's time, and so above what the source has."""
     async with site(place, database) as at:
-        await check_a_forgetful_redis(at)
+        await checks.a_forgetful_redis(at)
 
 
 @pytest.mark.naive(2)
@@ -230,7 +164,7 @@ async def test_versions_that_begin_at_one_are_refused_by_the_source(
     monkeypatch.setattr(shard, "PUT", naive.counted_from_one())
     async with site(place, database) as at:
         with pytest.raises(AssertionError, match="taken for an old one"):
-            await check_a_forgetful_redis(at)
+            await checks.a_forgetful_redis(at)
 
 
 @pytest.mark.invariant(2)
@@ -264,43 +198,12 @@ async def test_what_may_be_older_than_the_source_is_parked_and_not_stored(
 # 3: coalescing, order, batches
 
 
-async def check_one_of_many(at: Site) -> None:
-    """A thousand writes to a few keys, and 250 to others, are flushed."""
-    writer = at.writer(shards=1)
-    for number in range(300):
-        await writer.put(f"hot {number % 3}", n(number))
-    for number in range(250):
-        await writer.put(f"cold {number}", n(number))
-    await at.flusher(shards=1).flush()
-    stored = [change.key for change in at.source.stored]
-    assert len(stored) == len(set(stored)) == 253, f"{len(stored)} rows written for 253 keys"
-    assert [await at.source.value(f"hot {number}") for number in range(3)] == [297, 298, 299]
-    sizes = [len(call) for call in at.source.calls]
-    assert max(sizes) <= 100, f"a batch of {max(sizes)}"
-    assert len(sizes) == 3
-
-
-async def check_all_in_order(at: Site) -> None:
-    """The same, where each write counts."""
-    writer = at.writer(coalesce=False)
-    for number in range(30):
-        await writer.put(f"key {number % 3}", n(number))
-    fails = iter([True, False] * 100)
-    at.source.error = lambda _: ConnectionError() if next(fails) else None
-    for _ in range(40):
-        await at.flusher(coalesce=False).flush()
-    for which in range(3):
-        got = [change.value["n"] for change in at.source.stored if change.key == f"key {which}"]
-        assert got == list(range(which, 30, 3)), f"of ten writes in order came {got}"
-    assert all(len({change.key for change in call}) == len(call) for call in at.source.calls)
-
-
 @pytest.mark.invariant(3)
 @EVERYWHERE
 async def test_of_many_writes_of_a_key_the_last_is_stored(place: Place, database: Home) -> None:
     """550 writes of 253 keys are 253 rows in three calls of the store."""
     async with site(place, database) as at:
-        await check_one_of_many(at)
+        await checks.one_of_many(at)
 
 
 @pytest.mark.invariant(3)
@@ -308,7 +211,7 @@ async def test_of_many_writes_of_a_key_the_last_is_stored(place: Place, database
 async def test_without_coalescing_all_are_stored_in_order(place: Place, database: Home) -> None:
     """Each once, also while the source fails every other time; no call has a key twice."""
     async with site(place, database) as at:
-        await check_all_in_order(at)
+        await checks.all_in_order(at)
 
 
 @pytest.mark.naive(3)
@@ -324,7 +227,7 @@ async def test_a_plain_list_writes_each_row_a_hundred_times(place: Place, databa
 
     async with site(place, database, Kit(writer=listed, flusher=listed)) as at:
         with pytest.raises(AssertionError, match="550 rows written for 253 keys"):
-            await check_one_of_many(at)
+            await checks.one_of_many(at)
 
     def coalescing(*args: Any, **options: Any) -> Any:
         name, client, given, *rest = args
@@ -333,30 +236,10 @@ async def test_a_plain_list_writes_each_row_a_hundred_times(place: Place, databa
 
     async with site(place, database, Kit(writer=coalescing), app=f"{place.app}-2") as at:
         with pytest.raises(AssertionError, match="of ten writes in order came"):
-            await check_all_in_order(at)
+            await checks.all_in_order(at)
     async with site(place, database, Kit(flusher=naive.AllAtOnce), app=f"{place.app}-3") as at:
         with pytest.raises(AssertionError, match="a batch of 253"):
-            await check_one_of_many(at)
-
-
-async def check_the_delay(at: Site) -> None:
-    """Changes wait for later ones of their key, but not for ever, and not in a shard that is half full."""
-    options: dict[str, Any] = {"shards": 1, "delay": 3600, "capacity": 20}
-    writer, flusher = at.writer(**options), at.flusher(**options)
-    (lane,) = flusher._lanes
-    for number in range(9):
-        await writer.put(f"key {number}", n(number))
-        await flusher._pass(lane, hurry=False)
-    assert at.source.stored == [], "written before its delay was over"
-    await at.age(1800)
-    await writer.put("key 0", n(100))  # takes the place of the older one, and its age
-    await at.age(1801)
-    await flusher._pass(lane, hurry=False)
-    assert len(at.source.stored) == 9, "a key that is written all the time is never flushed"
-    for number in range(10):
-        await writer.put(f"key {number}", n(number))
-    await flusher._pass(lane, hurry=False)
-    assert len(at.source.stored) == 19, "half full, and it waits"
+            await checks.one_of_many(at)
 
 
 @pytest.mark.invariant(3)
@@ -364,7 +247,7 @@ async def check_the_delay(at: Site) -> None:
 async def test_a_change_waits_for_its_delay_and_no_longer(place: Place, database: Home) -> None:
     """Later writes of a key do not put it off, and a queue that fills is not waited for."""
     async with site(place, database) as at:
-        await check_the_delay(at)
+        await checks.the_delay(at)
 
 
 @pytest.mark.naive(3)
@@ -376,49 +259,10 @@ async def test_a_flusher_that_takes_what_is_there_coalesces_nothing(
     monkeypatch.setattr(shard, "TAKE", naive.without_delay())
     async with site(place, database) as at:
         with pytest.raises(AssertionError, match="before its delay"):
-            await check_the_delay(at)
+            await checks.the_delay(at)
 
 
 # 4: read your writes
-
-
-async def check_reads_see_writes(at: Site) -> None:
-    """One process writes, another reads, before, during and after the flush, and where the source refuses."""
-    writer, reader = at.writer(), at.writer(1)
-
-    async def read(key: str = "a") -> Any:
-        return await reader.get(key, at.source.load, key)
-
-    await writer.put("a", n(1))
-    assert await read() == n(1), "the reader sees what was before"
-    stuck = at.source.behind_a_gate()
-    flushing = at.begin(at.flusher(source=stuck).flush())
-    await eventually(lambda: stuck.running, within=5)
-    assert await read() == n(1), "the reader sees what was before: the change is neither here nor there"
-    await writer.put("a", n(2))
-    stuck.open.set()
-    await flushing
-    assert await read() == n(2)
-    await at.flusher().flush()
-    loads = at.source.loads
-    assert await read() == n(2)
-    assert at.source.loads == loads + 1, "a change that is in the source stays in the queue"
-
-    await writer.delete("a")
-    assert await reader.peek("a") is DELETED
-    assert await read() is None, "the reader sees what was deleted"
-    await at.flusher().flush()
-    assert await reader.peek("a") is MISS
-    assert await read() is None
-    await writer.put("none", None)
-    assert await reader.peek("none") is None
-
-    at.source.error = lambda _: ValueError("no")
-    await writer.put("a", n(3))
-    for _ in range(6):
-        await at.flusher().flush()
-    assert {change.key for change in await writer.parked()} == {"a", "none"}
-    assert await read() == n(3), "the reader sees what was before: the change is parked"
 
 
 @pytest.mark.invariant(4)
@@ -426,7 +270,7 @@ async def check_reads_see_writes(at: Site) -> None:
 async def test_readers_see_every_acknowledged_write(place: Place, database: Home) -> None:
     """In another process too: queued, in a flusher's hands, stored, deleted or parked."""
     async with site(place, database) as at:
-        await check_reads_see_writes(at)
+        await checks.reads_see_writes(at)
 
 
 @pytest.mark.invariant(4)
@@ -455,36 +299,63 @@ async def test_readers_of_the_source_alone_see_the_past(
     """Who asks only the database misses what is queued; who pops before storing hides it for a while."""
     async with site(place, database, kit) as at:
         with pytest.raises(AssertionError, match=complaint):
-            await check_reads_see_writes(at)
+            await checks.reads_see_writes(at)
+
+
+@pytest.mark.invariant(4)
+@EVERYWHERE
+async def test_who_counts_the_shards_otherwise_is_told(place: Place, database: Home) -> None:
+    """A reader would look into the wrong queue, a flusher leave half of them behind: both get OtherShards."""
+    async with site(place, database) as at:
+        await checks.one_number(at)
+
+
+@pytest.mark.naive(4)
+@HERE
+@pytest.mark.parametrize("who", ["the reader looks into another shard", "and the flusher says"])
+async def test_a_number_that_nobody_compares_hides_what_waits(
+    place: Place, database: Home, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    """Readers miss it, and a flusher says that nothing is left."""
+
+    async def trust(self: Shards, *, claim: bool) -> None: ...
+
+    asked = Shards.agree
+
+    async def readers_only(self: Shards, *, claim: bool) -> None:
+        if not claim:
+            await asked(self, claim=claim)
+
+    async with site(place, database) as at:
+        await at.clients[0].set(at.key("shards"), 4)
+        monkeypatch.setattr(Shards, "agree", trust if "reader" in who else readers_only)
+        with pytest.raises(AssertionError, match=who):
+            await checks.one_number(at)
+
+
+@pytest.mark.invariant(7)
+@HERE
+async def test_a_flusher_that_starts_while_redis_is_away_compares_the_number_later(
+    place: Place, database: Home
+) -> None:
+    """It starts all the same; when Redis is there it is told, and stores nothing."""
+    async with proxy(place.server.port) as line, site(place, database) as at:
+        await at.writer(shards=4).put("a", n(1))
+        at.clients = [at.clients[0], connect(line.url)]
+        try:
+            line.down()
+            flusher = at.flusher(1, shards=7, drain=0.2)
+            await flusher.__aenter__()
+            line.up()
+            await eventually(lambda: any(task.done() for task in flusher._tasks), within=5)
+            with pytest.raises(OtherShards, match="'items' has 4 shards, the policy says 7: to change it"):
+                await flusher.close()
+            assert at.source.tried == 0
+        finally:
+            await at.clients[1].aclose()
 
 
 # 5: the queue is bounded
-
-
-async def check_bounded(at: Site) -> None:
-    """Twelve keys are written where ten changes have room; then a writer waits for room."""
-    heard = Recorder()
-    options: dict[str, Any] = {"shards": 1, "capacity": 10}
-    writer = at.writer(on_event=heard, **options)
-    outcomes = [await outcome_of(writer.put(f"key {number}", n(number))) for number in range(12)]
-    waiting = (await writer.stats()).waiting
-    assert waiting == 10, f"{waiting} changes wait where 10 may"
-    assert outcomes[10:] == ["QueueFull", "QueueFull"], (
-        "a change was dropped, and its writer told that all is well"
-    )
-    assert [event.key for event in heard.of(WriteRejected)] == ["key 10", "key 11"]
-    await writer.put("key 3", n(33))  # needs no room
-
-    patient = at.writer(1, max_wait=30, **options)
-    waits = at.begin(patient.put("key 10", n(10)))
-    await asyncio.wait([waits], timeout=0.05)
-    assert not waits.done()
-    flusher = at.flusher(**options)
-    await flusher.flush()
-    await waits
-    await flusher.flush()
-    got = [await at.source.value(f"key {number}") for number in range(12)]
-    assert got == [0, 1, 2, 33, 4, 5, 6, 7, 8, 9, 10, None]
 
 
 @pytest.mark.invariant(5)
@@ -492,7 +363,7 @@ async def check_bounded(at: Site) -> None:
 async def test_a_full_queue_refuses_or_lets_wait_and_drops_nothing(place: Place, database: Home) -> None:
     """The eleventh of ten is told so, a change of a queued key is not, and a patient writer gets its turn."""
     async with site(place, database) as at:
-        await check_bounded(at)
+        await checks.bounded(at)
 
 
 @pytest.mark.naive(5)
@@ -507,7 +378,7 @@ async def test_a_queue_without_a_bound_grows_and_a_ring_forgets(
     """One ends with the memory of Redis, the other loses what it acknowledged."""
     async with site(place, database, kit) as at:
         with pytest.raises(AssertionError, match=complaint):
-            await check_bounded(at)
+            await checks.bounded(at)
 
 
 @pytest.mark.invariant(5)
@@ -564,46 +435,12 @@ async def test_lag_is_the_age_of_the_oldest_change_that_waits(place: Place, data
 # 6: what the source refuses
 
 
-async def check_poison(at: Site) -> None:
-    """One of twenty changes is refused; then the source is away for a hundred tries."""
-    writer, flusher = at.writer(shards=1), at.flusher(shards=1)
-    at.source.error = lambda batch: ValueError() if any(each.key == "bad" for each in batch) else None
-    for number in range(20):
-        await writer.put("bad" if number == 7 else f"key {number}", n(number))
-    for _ in range(5):
-        await flusher.flush()
-    stored = {change.key for change in at.source.stored}
-    assert len(stored) == 19, f"{19 - len(stored)} good changes held up by a bad one"
-    parked = await writer.parked()
-    assert [each.key for each in parked] == ["bad"], "nobody sees what is refused for ever"
-    assert (parked[0].value, parked[0].attempts, parked[0].why) == (n(7), 5, "ValueError")
-    tried = at.source.tried
-    await flusher.flush()
-    assert at.source.tried == tried, "a parked change is tried again"
-
-    at.source.error = lambda _: ConnectionError("away")
-    for number in range(20):
-        await writer.put(f"later {number}", n(number))
-    for _ in range(100):
-        await flusher.flush()
-    assert len(await writer.parked()) == 1, "an outage was taken for bad changes"
-    at.source.error = lambda _: None
-    await flusher.flush()
-    await flusher.flush()
-    assert [await at.source.value(f"later {number}") for number in range(20)] == list(range(20))
-    assert await writer.redrive(*parked) == 1
-    await flusher.flush()
-    assert await at.source.value("bad") == 7
-    assert await writer.stats() == await at.writer(1, shards=1).stats()
-    assert (await writer.stats()).parked == 0
-
-
 @pytest.mark.invariant(6)
 @EVERYWHERE
 async def test_a_refused_change_is_parked_and_an_outage_parks_nothing(place: Place, database: Home) -> None:
     """The other 19 are stored, the bad one is seen and redriven, a hundred failed tries cost nothing."""
     async with site(place, database) as at:
-        await check_poison(at)
+        await checks.poison(at)
 
 
 @pytest.mark.naive(6)
@@ -619,7 +456,7 @@ async def test_one_bad_change_stops_all_or_one_outage_parks_all(
     """Where a batch fails as a whole, where it is tried for ever, and where every error counts."""
     async with site(place, database, kit) as at:
         with pytest.raises(AssertionError, match=complaint):
-            await check_poison(at)
+            await checks.poison(at)
 
 
 @pytest.mark.invariant(6)
@@ -660,28 +497,72 @@ async def test_a_change_that_always_takes_too_long_holds_nobody_up(place: Place,
         assert (await writer.stats()).waiting == 1
 
 
+@pytest.mark.invariant(6)
+@EVERYWHERE
+async def test_a_flush_goes_past_what_is_refused(place: Place, database: Home) -> None:
+    """Bad changes at the head of the queue, a batch of them and more: one flush stores the one behind."""
+    async with site(place, database) as at:
+        at.source.error = lambda batch: ValueError() if any(each.key != "good" for each in batch) else None
+        writer, flusher = at.writer(shards=1), at.flusher(shards=1, batch=2)
+        for number in range(5):
+            await writer.put(f"bad {number}", n(number))
+        await writer.put("good", n(1))
+        assert await flusher.flush() == 1
+        assert await at.source.value("good") == 1
+        assert at.source.tried <= 10, "each is tried once"
+
+
+@pytest.mark.invariant(6)
+@EVERYWHERE
+async def test_what_waits_for_its_next_try_holds_nobody_up(place: Place, database: Home) -> None:
+    """Twenty changes that are not to be tried for an hour, ten batches of them, and a good one behind."""
+    options: dict[str, Any] = {"shards": 1, "batch": 2, "retry_delay": 3600, "max_retry_delay": 3600}
+    async with site(place, database) as at:
+        at.source.error = lambda batch: ValueError() if any(each.key != "good" for each in batch) else None
+        writer = at.writer(shards=1)
+        for number in range(20):
+            await writer.put(f"bad {number}", n(number))
+        async with at.flusher(**options, drain=0.001):
+            await eventually(lambda: at.source.tried >= 20, within=10)
+            await writer.put("good", n(1))
+            await eventually(lambda: at.source.stored, within=10)
+        assert (await writer.stats()).waiting == 20
+
+
+@pytest.mark.invariant(6)
+@EVERYWHERE
+async def test_what_was_refused_is_tried_again_alone(place: Place, database: Home) -> None:
+    """So the good ones that have come since are stored in one call, and need not be taken apart."""
+    async with site(place, database) as at:
+        at.source.error = lambda batch: ValueError() if any(each.key == "bad" for each in batch) else None
+        writer, flusher = at.writer(shards=1), at.flusher(shards=1)
+        for key in ("bad", "a", "b", "c"):
+            await writer.put(key, n(1))
+        await flusher.flush()
+        tried = at.source.tried
+        for key in ("d", "e", "f", "g"):
+            await writer.put(key, n(1))
+        assert await flusher.flush() == 4
+        assert at.source.tried == tried + 2
+        assert [change.key for change in at.source.calls[-1]] == ["d", "e", "f", "g"]
+
+
+@pytest.mark.invariant(3)
+@EVERYWHERE
+async def test_a_batch_has_no_more_bytes_than_redis_can_read_at_once(
+    place: Place, database: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stops when it has read enough; the next batch goes on, also where one change is larger."""
+    monkeypatch.setattr(shard, "_MOST_BYTES", 50)
+    async with site(place, database) as at:
+        writer = at.writer(shards=1)
+        for number in range(6):
+            await writer.put(f"key {number} {'x' * 80 * (number == 3)}", n(number))
+        await at.flusher(shards=1).flush()
+        assert [len(call) for call in at.source.calls] == [3, 1, 2]
+
+
 # 7: closing
-
-
-async def check_close(at: Site) -> None:
-    """Thirty changes wait for their delay when the flusher closes; then the source is stuck."""
-    writer = at.writer(delay=3600)
-    for number in range(30):
-        await writer.put(f"key {number}", n(number))
-    async with at.flusher(delay=3600) as flusher:
-        pass
-    assert flusher.left == ()
-    rows = len(await at.source.rows())
-    assert rows == 30, f"{30 - rows} changes were left, and nobody told"
-
-    await writer.put("a", n(1))
-    stuck = at.source.behind_a_gate()
-    async with at.flusher(source=stuck, drain=0.1) as flusher:
-        await eventually(lambda: stuck.running, within=5)
-    assert flusher.left == ("a",), "it does not say what is left"
-    async with at.flusher(1) as flusher:
-        pass
-    assert (flusher.left, await at.source.value("a")) == ((), 1)
 
 
 @pytest.mark.invariant(7)
@@ -689,7 +570,7 @@ async def check_close(at: Site) -> None:
 async def test_closing_stores_what_it_can_and_says_what_is_left(place: Place, database: Home) -> None:
     """Due or not, within `drain` seconds; what a stuck source did not take is the next flusher's."""
     async with site(place, database) as at:
-        await check_close(at)
+        await checks.close(at)
 
 
 @pytest.mark.naive(7)
@@ -698,37 +579,56 @@ async def test_a_flusher_that_just_stops_leaves_changes_behind(place: Place, dat
     """Nothing is lost in Redis, but nobody knows, and nobody comes."""
     async with site(place, database, Kit(flusher=naive.JustStops)) as at:
         with pytest.raises(AssertionError, match="30 changes were left"):
-            await check_close(at)
+            await checks.close(at)
+
+
+@pytest.mark.invariant(7)
+@EVERYWHERE
+async def test_closing_does_not_wait_for_writers_to_stop(place: Place, database: Home) -> None:
+    """What was there when it began is stored; what is written meanwhile is the next flusher's."""
+    async with site(place, database) as at:
+        writer = at.writer(delay=3600)
+        await writer.put("key 0", n(0))
+        calls = itertools.count(1)
+
+        async def store(batch: Any) -> Any:
+            await writer.put(f"key {next(calls)}", n(1))
+            return await at.source.store(batch)
+
+        flusher = at.flusher(delay=3600)
+        flusher._store = store
+        async with flusher:
+            pass
+        assert len(at.source.calls) == 1
+        assert flusher.left == ("key 1",)
+
+
+@pytest.mark.invariant(7)
+@HERE
+async def test_a_defect_while_closing_leaves_no_task_behind(
+    place: Place, database: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is raised when all shards have been dealt with."""
+    async with site(place, database) as at:
+        writer, flusher = at.writer(), at.flusher(drain=5)
+        for number in range(20):
+            await writer.put(f"key {number}", n(number))
+        flush = flusher._flush
+
+        async def broken(lane: Any, taken: Any) -> None:
+            if lane is flusher._lanes[0]:
+                raise KeyError("a defect")
+            await asyncio.sleep(0.01)
+            await flush(lane, taken)
+
+        monkeypatch.setattr(flusher, "_flush", broken)
+        with pytest.raises(KeyError):
+            await flusher.close()
+        stored = len(at.source.stored)
+        assert 0 < stored == 20 - (await writer.stats()).waiting
 
 
 # 8: one flusher at a time, and the next
-
-
-async def check_takeover(at: Site) -> None:
-    """Two flushers meet; one dies with the shards in its hands."""
-    heard = Recorder()
-    writer = at.writer()
-    for number in range(40):
-        await writer.put(f"key {number}", n(number))
-    stuck = at.source.behind_a_gate()
-    first = at.flusher(source=stuck, lease=30)
-    dying = [at.begin(first._pass(lane, hurry=False)) for lane in first._lanes]
-    await eventually(lambda: stuck.running == 4, within=5)
-    second = at.flusher(1, on_event=heard)
-    assert await second.flush() == 0, "two flushers store the same changes"
-    assert heard.of(ShardTaken) == []
-    lives = [await at.clients[0].pttl(at.key("lease", number)) for number in range(4)]
-    assert all(0 < life <= 30_000 for life in lives), "nobody will ever follow the first"
-    for task in dying:
-        task.cancel()
-    await asyncio.wait(dying)
-    await at.let_leases_end()
-    assert await second.flush() == 40
-    assert len(heard.of(ShardTaken)) == 4
-    third = at.flusher()
-    async with third:
-        await writer.put("a", n(1))
-        await eventually(lambda: len(at.source.stored) == 41, within=10, what="a lease was given back")
 
 
 @pytest.mark.invariant(8)
@@ -736,7 +636,7 @@ async def check_takeover(at: Site) -> None:
 async def test_a_shard_is_one_flushers_until_it_falls_silent(place: Place, database: Home) -> None:
     """The second waits; when the lease ends it stores all; when it closes, the third need not wait."""
     async with site(place, database) as at:
-        await check_takeover(at)
+        await checks.takeover(at)
 
 
 @pytest.mark.naive(8)
@@ -751,53 +651,10 @@ async def test_without_a_lease_all_flush_and_with_one_for_ever_nobody_does(
     """Double work in the one case, an orphaned shard in the other."""
     async with site(place, database, kit) as at:
         with pytest.raises(AssertionError, match=complaint):
-            await check_takeover(at)
+            await checks.takeover(at)
 
 
 # 9: what cannot be queued
-
-
-class OneWay:
-    """A codec that cannot read what it wrote."""
-
-    def encode(self, value: object) -> bytes:
-        """Write anything."""
-        return pickle.dumps(value) if isinstance(value, dict) else b"?"
-
-    def decode(self, data: bytes) -> Any:
-        """Read nothing."""
-        raise ValueError(data)
-
-
-BAD = [object(), {1, 2}, b"bytes", float("nan"), float("inf"), {"n": "\ud800"}, "x" * 2000, [10**5000]]
-BAD_KEYS = ["", "\ud800", "k" * 2000, None, 7]
-ODD_KEYS = [
-    "{}",
-    "a:b",
-    "%",
-    "\n",
-    "é",
-    "\U0001f600",
-    " ",
-    "a" * 1000,
-    "{write_behind:items/0}:queue",
-    "0:",
-    "\0",
-]
-
-
-async def check_bad_input(at: Site) -> None:
-    """Values and keys of every unfit kind are put."""
-    writer = at.writer(max_bytes=1000)
-    for value in BAD:
-        got = await outcome_of(writer.put("a", value))
-        assert got == "NotStorable", f"{type(value).__name__} was accepted: {got!r}"
-    for key in BAD_KEYS:
-        got = await outcome_of(writer.put(key, n(1)))
-        assert got in {"NotStorable", "ValueError"}, f"key {key!r:.20} was accepted: {got!r}"
-    assert await outcome_of(at.writer(codec=OneWay()).put("a", n(1))) == "NotStorable"
-    left = [at.key(role, number) for role in ROLES for number in range(4)]
-    assert sum([await at.clients[0].exists(key) for key in left]) == 0, "something was written"
 
 
 @pytest.mark.invariant(9)
@@ -807,14 +664,14 @@ async def test_what_cannot_be_queued_is_refused_before_anything_is_written(
 ) -> None:
     """Eight values and five keys: typed errors, no key in Redis; and any text may be a key."""
     async with site(place, database) as at:
-        await check_bad_input(at)
+        await checks.bad_input(at)
         writer = at.writer()
-        for number, key in enumerate(ODD_KEYS):
+        for number, key in enumerate(checks.ODD_KEYS):
             await writer.put(key, n(number))
             assert await at.writer(1).peek(key) == n(number)
         await at.flusher(max_attempts=1).flush()
         rows = await at.source.rows()
-        assert [rows.get(key, (0, None))[1] for key in ODD_KEYS] == [*range(10), None]
+        assert [rows.get(key, (0, None))[1] for key in checks.ODD_KEYS] == [*range(10), None]
         (parked,) = await writer.parked()
         assert parked.key == "\0", "a text that no database takes is Redis' to keep, and not to lose"
 
@@ -825,7 +682,7 @@ async def test_text_of_anything_is_accepted_and_lost(place: Place, database: Hom
     """What repr makes of a value is no value any more."""
     async with site(place, database, Kit(writer=naive.WritesThenLooks)) as at:
         with pytest.raises(AssertionError, match="object was accepted"):
-            await check_bad_input(at)
+            await checks.bad_input(at)
 
 
 # What else a user meets
@@ -847,7 +704,7 @@ async def test_all_keys_of_a_shard_are_in_one_slot_and_shards_are_spread(
         stats = [await each.stats() for each in shards]
         assert all(10 < each.waiting < 45 for each in stats)
         await at.flusher().flush()
-        left = await leaks.immortal_keys(at.clients[0], at.app, declared={"version"})
+        left = await leaks.immortal_keys(at.clients[0], at.app, declared={"version", "shards"})
         assert left == [], "an empty queue leaves nothing but its last version"
 
 
@@ -865,11 +722,36 @@ async def test_too_few_replicas_is_an_answer_of_its_own(place: Place, database: 
             assert pickle.loads(pickle.dumps(few.value)).key == "a"
         await at.flusher().flush()
         assert await at.source.value("a") == 1, "it is queued all the same"
-        full = at.writer(wait_replicas=2, wait_seconds=0.01, capacity=1, shards=1)
+        full = at.writer(wait_replicas=2, wait_seconds=0.01, capacity=1, shards=1, name="full")
         with pytest.raises(NotReplicated):
             await full.put("a", n(1))
         with pytest.raises(QueueFull):
             await full.put("b", n(1))
+
+
+@HERE
+async def test_a_question_about_replicas_that_fails_is_no_failed_write(place: Place, database: Home) -> None:
+    """Where WAIT is forbidden the change is queued all the same, and its writer is told, with the cause."""
+    with Server() as own:
+        own.command("ACL", "SETUSER", "default", "-wait")
+        async with site(Place("single", own, None, place.app), database) as at:
+            with pytest.raises(NotReplicated) as told:
+                await at.writer(wait_replicas=1).put("a", n(1))
+            assert isinstance(told.value.__cause__, NoPermissionError)
+            assert await at.writer().peek("a") == n(1)
+
+
+@EVERYWHERE
+async def test_two_batches_that_meet_at_the_source_do_not_lock_each_other_out(
+    place: Place, database: Home
+) -> None:
+    """A late one and a new one write the same rows in opposite orders, thirty times."""
+    async with site(place, database) as at:
+        for version in range(1, 60, 2):
+            old = [Change(str(number), n(0), version) for number in range(100)]
+            new = [Change(str(number), n(1), version + 1) for number in reversed(range(100))]
+            await asyncio.gather(at.source.table.store(old), at.source.table.store(new))
+        assert set((await at.source.rows()).values()) == {(60, 1)}
 
 
 @HERE
@@ -944,14 +826,23 @@ async def test_errors_of_every_shape_are_understood(place: Place, database: Home
         async def says_nothing(_: Any) -> Any:
             return None
 
-        async def says_nonsense(_: Any) -> Any:
-            return 7
-
-        for store, parked in ((says_nothing, 1), (says_nonsense, 2)):
-            flusher._store = store
-            await at.writer(shards=1).put("b", n(1))
+        at.source.error = lambda _: None
+        writer = at.writer(shards=1)
+        flusher._store = says_nothing
+        await writer.put("b", n(1))
+        await flusher.flush()
+        assert (await writer.stats()).parked == 1
+        nonsense: list[Any] = [7, {"b": "9"}, {"b": None}, {"b": -1}, {"b": 1 << 53}, {"b": 10**400}]
+        for parked, said in enumerate(nonsense, 2):
+            flusher._store = AsyncMock(return_value=said)
+            version = await writer.put(f"b {parked}", n(1))
             await flusher.flush()
-            assert (await at.writer(shards=1).stats()).parked == parked
+            assert (await writer.stats()).parked == parked
+            assert await writer.put("c", n(1)) < version + 3_600_000_000, (
+                "versions go on from where they were"
+            )
+            flusher._store = at.source.store
+            await flusher.flush()
 
 
 @HERE
@@ -1033,6 +924,9 @@ async def test_a_table_has_plain_names(name: str) -> None:
         VersionedTable(nowhere, name, key="id", columns=("n",))
     with pytest.raises(ValueError, match="columns must be at least one"):
         VersionedTable(nowhere, "item", key="id", columns=())
+    for key, columns in (("id", ("Version",)), ("id", ("n", "N")), ("deleted", ("n",)), ("id", ("id",))):
+        with pytest.raises(ValueError, match="must be different"):
+            VersionedTable(nowhere, "item", key=key, columns=columns)
 
 
 @EVERYWHERE
@@ -1379,6 +1273,34 @@ async def test_a_full_redis_refuses_writes_and_can_be_emptied(
     book.held("writers get OutOfMemoryError, flushers may go on")
 
 
+@pytest.mark.invariant(4)
+@pytest.mark.fault("a primary has lost its replicas; min-replicas-to-write 1")
+async def test_a_primary_without_replicas_takes_no_writes_and_answers_readers(
+    fresh_server: Server, app: str, tmp_path: Path, ledger: Callable[..., Ledger]
+) -> None:
+    """Fifty writes are refused, readers see what waits, and it is flushed when a replica is back."""
+    book = ledger(bound="readers are answered")
+    home = Home(f"sqlite://{tmp_path}/db", "sqlite")
+    async with site(Place("single", fresh_server, None, app), home) as at:
+        writer = at.writer()
+        await faults.put_all(writer, range(50), book)
+        fresh_server.command("CONFIG", "SET", "min-replicas-to-write", "1")
+        book.injected()
+        await faults.put_all(writer, range(50, 100), book)
+        reader = at.writer(1)
+        assert [await reader.peek(f"items {number}") for number in range(100)] == [
+            *[n(number) for number in range(50)],
+            *[MISS] * 50,
+        ]
+        assert ((await reader.stats()).waiting, await reader.parked()) == (50, [])
+        fresh_server.command("CONFIG", "SET", "min-replicas-to-write", "0")
+        await at.flusher().flush()
+        for key in await at.source.rows():
+            book.effect(key)
+        assert book.outcomes == {"acked": 50, "unsure": 0, "failed": 50}
+    book.held("writes are refused, and not queued where one machine has them")
+
+
 @pytest.mark.invariant(6)
 @pytest.mark.fault("the source refuses 5 of 100 changes")
 async def test_bad_changes_are_parked_and_good_ones_stored(
@@ -1451,122 +1373,15 @@ async def test_a_flusher_that_is_cancelled_at_every_step_loses_nothing(place: Pl
 # Against a model
 
 
-class AgainstTheModel(RuleBasedStateMachine):
-    """Two writers, two flushers and a late one, beside a dictionary."""
-
-    KEYS = st.sampled_from(["a", "b", "c"])
-    WHICH = st.sampled_from([0, 1])
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.runner = asyncio.Runner()
-        self.stack = AsyncExitStack()
-        self.model: dict[str, int | None] = {}
-        self.stuck: Source | None = None
-        self.late: asyncio.Task[Any] | None = None
-
-    @initialize(number=st.integers(0, 1 << 60), coalesce=st.booleans())
-    def begin(self, number: int, coalesce: bool) -> None:
-        """Open them on keys and a table of their own."""
-
-        async def made() -> Site:
-            clients = [await self.stack.enter_async_context(opened(embedded.shared().unix_url)) for _ in "ab"]
-            db = await self.stack.enter_async_context(databases.opened(f"sqlite:///{self.folder.name}/db"))
-            await db.execute(naive.TABLE)
-            return Site(f"model-{number}-{os.getpid()}-{id(self)}", Kit(), clients, db)
-
-        self.folder = tempfile.TemporaryDirectory()
-        self.at = self.runner.run(made())
-        self.options: dict[str, Any] = {"shards": 1, "coalesce": coalesce, "max_attempts": 1}
-
-    @rule(which=WHICH, key=KEYS, number=st.integers(0, 99))
-    def put(self, which: int, key: str, number: int) -> None:
-        """Write."""
-        self.runner.run(self.at.writer(which, **self.options).put(key, n(number)))
-        self.model[key] = number
-
-    @rule(which=WHICH, key=KEYS)
-    def delete(self, which: int, key: str) -> None:
-        """Delete."""
-        self.runner.run(self.at.writer(which, **self.options).delete(key))
-        self.model[key] = None
-
-    @rule(which=WHICH, key=KEYS)
-    def get(self, which: int, key: str) -> None:
-        """Read what was written last, wherever it is."""
-        got = self.runner.run(self.at.writer(which, **self.options).get(key, self.at.source.load, key))
-        assert (got and got["n"]) == self.model.get(key)
-
-    @rule(which=WHICH, fails=st.sampled_from([None, ConnectionError(), databases.OutcomeUnknown("")]))
-    def flush(self, which: int, fails: BaseException | None) -> None:
-        """Flush, or fail before or after the commit."""
-        if isinstance(fails, databases.OutcomeUnknown):
-            self.at.source.after = fails
-        elif fails:
-            self.at.source.error = lambda _: fails
-        self.runner.run(self.at.flusher(which, **self.options).flush())
-        self.at.source.error, self.at.source.after = lambda _: None, None
-
-    @rule(key=KEYS, number=st.integers(0, 99))
-    def pause(self, key: str, number: int) -> None:
-        """Write, let a flusher take the batch and stand still, and its lease end."""
-        self.put(0, key, number)
-
-        async def paused() -> None:
-            self.stuck = self.at.source.behind_a_gate()
-            flusher = self.at.flusher(source=self.stuck, **self.options)
-            self.late = asyncio.create_task(flusher.flush())
-            stuck, late = self.stuck, self.late
-            await eventually(lambda: stuck.running or late.done(), within=5)
-            await self.at.let_leases_end(1)
-
-        if self.late is None:
-            self.runner.run(paused())
-
-    @rule()
-    def go_on(self) -> None:
-        """Let it go on."""
-
-        async def going() -> None:
-            if self.stuck and self.late:
-                self.stuck.open.set()
-                await self.late
-
-        self.runner.run(going())
-        self.stuck = self.late = None
-
-    @rule(key=KEYS, number=st.integers(0, 99), newer=st.one_of(st.none(), st.integers(0, 99)))
-    def overtake(self, key: str, number: int, newer: int | None) -> None:
-        """Pause it, flush something newer meanwhile, and let it go on."""
-        self.go_on()
-        self.pause(key, number)
-        if newer is None:
-            self.delete(1, key)
-        else:
-            self.put(1, key, newer)
-        self.flush(1, None)
-        self.go_on()
-
-    def teardown(self) -> None:
-        """Flush all: the source is the model; close."""
-
-        async def closing() -> None:
-            async with self.stack:
-                await self.at.let_leases_end(1)
-                await self.at.flusher(**self.options).flush()
-                found = {key: number for key, (_, number) in (await self.at.source.rows()).items()}
-                assert found == {key: number for key, number in self.model.items() if number is not None}
-                stats = await self.at.writer(**self.options).stats()
-                assert (stats.waiting, stats.parked) == (0, 0)
-
-        with self.runner:
-            if hasattr(self, "at"):
-                with self.folder:
-                    self.go_on()
-                    self.runner.run(closing())
-
-
 class TestAgainstTheModel(AgainstTheModel.TestCase):  # type: ignore[misc, valid-type]  # Hypothesis makes it
     """Whatever is written, read, flushed, lost and late, readers and source agree with a dictionary."""
 
     settings = settings(max_examples=40, stateful_step_count=20)
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        AgainstTheModel.open()
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        AgainstTheModel.close()

@@ -16,13 +16,14 @@ from patterns.cache.write_behind import (
     VersionedTable,
     WriteBehind,
 )
+from patterns.cache.write_behind.lane import Lane
 from patterns.cache.write_behind.scripts import PUT, TAKE
 from patterns.keyspace import Script, opened
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 
-    from patterns.cache.write_behind.shard import Taken
+    from patterns.cache.write_behind.shard import Taken, Turn
     from patterns.database import Database
     from patterns.keyspace import Client
     from tests.places import Place
@@ -251,17 +252,17 @@ class WritesThenLooks(WriteBehind):
 class PopsFirst(Flusher):
     """BLPOP: what was taken is off the queue."""
 
-    async def _flush(self, lane: Any, taken: Sequence[Taken]) -> int:
+    async def _flush(self, lane: Any, taken: Sequence[Taken]) -> None:
         await lane.shard.settle([(each, 0) for each in taken])
-        return await super()._flush(lane, taken)
+        await super()._flush(lane, taken)
 
 
 class PutsBack(Flusher):
     """What failed is put again, at the end."""
 
-    async def _flush(self, lane: Any, taken: Sequence[Taken]) -> int:
+    async def _flush(self, lane: Any, taken: Sequence[Taken]) -> None:
         if not taken:
-            return 0
+            return
         await lane.shard.settle([(each, 0) for each in taken])
         changes: list[Any] = [each.change for each in taken]
         try:
@@ -269,8 +270,6 @@ class PutsBack(Flusher):
         except Exception:
             for change in changes:
                 await lane.shard.put(change.key, lane.shard._records.pack(change.key, change.value))
-            return 0
-        return len(taken)
 
 
 class AllAtOnce(Flusher):
@@ -280,11 +279,25 @@ class AllAtOnce(Flusher):
         super().__init__(name, client, replace(policy, batch=1000), *args, **options)
 
 
+class Together(Lane):
+    """What was refused is stored with the others the next time."""
+
+    def ready(self, turn: Turn) -> list[Taken]:
+        """Return all."""
+        self.held = {}
+        return list(turn.taken)
+
+
 class WholeBatches(Flusher):
     """If a batch fails, all of it has failed."""
 
-    async def _halves(self, lane: Any, taken: Sequence[Taken]) -> int:
-        return sum([await self._failed(lane, each, "error") for each in taken])
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._lanes = [Together(lane.shard, lane.size) for lane in self._lanes]
+
+    async def _halves(self, lane: Any, taken: Sequence[Taken]) -> None:
+        for each in taken:
+            await self._failed(lane, each, "error")
 
 
 class OutagesCount(Flusher):
@@ -332,9 +345,9 @@ class NoLease(Flusher):
 class LeaseForEver(Flusher):
     """SETNX without an expiry."""
 
-    async def _flush(self, lane: Any, taken: Sequence[Taken]) -> int:
+    async def _flush(self, lane: Any, taken: Sequence[Taken]) -> None:
         await lane.shard._client.persist(lane.shard.keys[6])
-        return await super()._flush(lane, taken)
+        await super()._flush(lane, taken)
 
 
 # Naive tables

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Iterator
 
-__all__ = ["APPLICATION", "SIDECAR", "Podman", "build", "crash", "lay_out", "logs", "played"]
+__all__ = ["APPLICATION", "SIDECAR", "Podman", "build", "crash", "hears", "lay_out", "logs", "played"]
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "patterns" / "container" / "sidecar"
@@ -162,6 +163,13 @@ def crash(podman: Podman, pid: int) -> None:
     """SIGKILL from outside: what `podman kill` does counts as a wish, and is not restarted."""
     beside = [podman.path, "unshare"] if os.geteuid() else []
     subprocess.run([*beside, "kill", "-KILL", str(pid)], check=True, timeout=60)
+
+
+def hears(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal would reach this process now: it has a handler for it, or keeps it back."""
+    lines = [line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+    masks = {line[0]: int(line[1], 16) for line in lines if line[0] in {"SigBlk:", "SigCgt:"}}
+    return any(mask >> (number - 1) & 1 for mask in masks.values())
 
 
 def logs(podman: Podman, container: str) -> list[tuple[float, str]]:

@@ -29,6 +29,7 @@ import redis
 from patterns.clock import SYSTEM_CLOCK, Clock
 from patterns.container.sidecar import Policy, Report, Sidecar
 from patterns.container.sidecar import __main__ as process
+from patterns.container.sidecar.buffer import Buffer
 from patterns.container.sidecar.health import serve
 from patterns.keyspace import Keyspace, opened
 from tests.eventually import eventually_now
@@ -110,6 +111,23 @@ class FollowsTheDescriptor(Naive):
     """`tail -f`: goes on reading the file that was renamed."""
 
     follows_the_name = False
+
+
+class ReadsAllIntoMemory(Sidecar):
+    """No bound: what Redis does not take stays in the process until the kernel kills it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._buffer = Buffer(sys.maxsize)
+
+
+class CutsWhatItShipped(Sidecar):
+    """Keeps the disk free by cutting the log after each batch; what is written meanwhile is cut, too."""
+
+    async def _ship(self) -> None:
+        with self._log.open("r+b") as file:
+            await super()._ship()
+            file.truncate(0)
 
 
 KINDS: dict[str, Any] = {

@@ -37,7 +37,8 @@ each flusher is not counted as refused.
 
 The store must keep versions (2, 8): see `patterns.cache.write_behind.table`. Redis keys: see
 `patterns.cache.write_behind.shard`; none expires, so Redis (7, or Valkey) must not evict (`noeviction`). All
-writers and flushers of one name have one policy.
+writers and flushers of one name have one policy; who has another number of shards than the first gets
+OtherShards, unless Redis has forgotten that number with all the rest.
 
 For the tasks of one event loop.
 
@@ -72,8 +73,8 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from patterns.cache.write_behind.change import DELETED, Change, Deleted, Parked, Records, Stats
-from patterns.cache.write_behind.errors import NotReplicated, NotStorable, QueueFull
+from patterns.cache.write_behind.change import DELETED, Change, Deleted, Parked, Stats
+from patterns.cache.write_behind.errors import NotReplicated, NotStorable, OtherShards, QueueFull
 from patterns.cache.write_behind.events import (
     BatchFlushed,
     ChangeFailed,
@@ -89,7 +90,7 @@ from patterns.cache.write_behind.events import (
 )
 from patterns.cache.write_behind.flusher import Flusher, Store
 from patterns.cache.write_behind.policy import Policy
-from patterns.cache.write_behind.shard import shard_for, shards_of
+from patterns.cache.write_behind.shards import Shards
 from patterns.cache.write_behind.table import VersionedTable
 from patterns.clock import SYSTEM_CLOCK, Clock
 from patterns.entry import JSON, MISS, Codec, Json, Miss, Unreadable
@@ -117,6 +118,7 @@ __all__ = [
     "Miss",
     "NotReplicated",
     "NotStorable",
+    "OtherShards",
     "Parked",
     "Policy",
     "QueueFull",
@@ -167,8 +169,7 @@ class WriteBehind:
         self._clock = clock
         self._rng = rng or random.Random()
         self._on_event = on_event
-        self._records = Records(codec, policy.max_bytes)
-        self._shards = shards_of(name, client, policy, app=app, codec=codec)
+        self._shards = Shards(name, client, policy, app=app, codec=codec)
 
     # --8<-- [start:put]
     async def put(self, key: str, value: Any) -> int:
@@ -178,11 +179,13 @@ class WriteBehind:
             NotStorable: nothing was written; nor where `key` is empty or no UTF-8, a ValueError.
             QueueFull: nothing was written.
             NotReplicated: it is queued, and a failover may forget it.
+            OtherShards: nothing was written.
             OutcomeUnknown: of `patterns.keyspace`: it is queued, or it is not.
             RedisError: any other: it is not queued.
         """
-        packed = self._records.pack(key, value)
-        shard = shard_for(packed[0], self._shards)
+        packed = self._shards.records.pack(key, value)
+        await self._shards.agree(claim=True)
+        shard = self._shards.of(packed[0])
         began = self._clock.monotonic()
         while True:
             queued = await shard.put(key, packed)
@@ -215,6 +218,7 @@ class WriteBehind:
 
         Raises:
             Unreadable: what is queued is not of this codec.
+            OtherShards: the policy has another number of them.
             Exception: whatever the load raised.
         """
         value = await self.peek(key)
@@ -229,12 +233,15 @@ class WriteBehind:
 
         Raises:
             Unreadable: what is queued is not of this codec.
+            OtherShards: the policy has another number of them.
         """
-        name, _ = self._records.pack(key, DELETED)
-        return await shard_for(name, self._shards).peek(key)
+        name, _ = self._shards.records.pack(key, DELETED)
+        await self._shards.agree(claim=False)
+        return await self._shards.of(name).peek(key)
 
     async def stats(self) -> Stats:
         """Say how much waits in all shards, and for how long: a metric to alert on."""
+        await self._shards.agree(claim=False)
         each = [await shard.stats() for shard in self._shards]
         return Stats(
             sum(one.waiting for one in each),
@@ -244,6 +251,7 @@ class WriteBehind:
 
     async def parked(self, most: int = 100) -> list[Parked]:
         """Return up to `most` parked changes, the oldest first."""
+        await self._shards.agree(claim=False)
         found = [change for shard in self._shards for change in await shard.parked(most)]
         return sorted(found, key=lambda change: change.version)[:most]
 
@@ -256,6 +264,7 @@ class WriteBehind:
         return await self._resolve("discard", changes)
 
     async def _resolve(self, how: str, changes: tuple[Parked, ...]) -> int:
+        await self._shards.agree(claim=False)
         done = 0
         for shard in self._shards:
             done += await shard.resolve(how, [each for each in changes if each.shard == shard.number])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from redis.exceptions import RedisError
 
-__all__ = ["NotReplicated", "NotStorable", "QueueFull"]
+__all__ = ["NotReplicated", "NotStorable", "OtherShards", "QueueFull"]
 
 
 class NotStorable(ValueError):
@@ -57,3 +57,22 @@ class NotReplicated(RedisError):
 
     def __str__(self) -> str:
         return f"{self.found} replicas have the change of {self.key!r}, {self.wanted} were asked for"
+
+
+class OtherShards(RuntimeError):
+    """The policy has another number of shards than those who were there before; nothing was done.
+
+    Attributes:
+        name: of the write-behind.
+        ours: shards of this policy.
+        theirs: shards that are in use.
+        key: where Redis keeps their number.
+    """
+
+    def __init__(self, name: str, ours: int, theirs: int, key: str) -> None:
+        super().__init__(name, ours, theirs, key)
+        self.name, self.ours, self.theirs, self.key = name, ours, theirs, key
+
+    def __str__(self) -> str:
+        how = f"stop its writers, let a flusher with {self.theirs} drain it, and delete {self.key}"
+        return f"{self.name!r} has {self.theirs} shards, the policy says {self.ours}: to change it, {how}"

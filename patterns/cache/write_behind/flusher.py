@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
-import uuid
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from redis.exceptions import RedisError
@@ -23,7 +22,8 @@ from patterns.cache.write_behind.events import (
     ShardTaken,
     SourceFailed,
 )
-from patterns.cache.write_behind.shard import Shard, Taken, shards_of
+from patterns.cache.write_behind.lane import Away, Held, Lane, being_cancelled, is_outage, versions_of
+from patterns.cache.write_behind.shards import Shards
 from patterns.clock import SYSTEM_CLOCK, Clock
 from patterns.entry import JSON, Codec
 from patterns.events import Event, Listener, emit, ignore
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from patterns.cache.write_behind.policy import Policy
+    from patterns.cache.write_behind.shard import Taken
     from patterns.keyspace import Client
 
 __all__ = ["Flusher", "Store"]
@@ -48,36 +49,6 @@ class Store(Protocol):
         than the change, that version; for the others nothing.
         """
         ...
-
-
-@dataclass(eq=False)
-class _Lane:
-    """What a flusher remembers of one shard between two calls of the store."""
-
-    shard: Shard
-    size: int  # of the next batch: halved while the source is away, as it may be the batch that is too much
-    holder: str = field(default_factory=lambda: uuid.uuid4().hex)
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    leased_until: float = 0.0
-    lag: float = 0.0
-    outages: int = 0  # of the source, in a row
-    rests_until: float = 0.0
-    held: dict[int, float] = field(default_factory=dict)  # by version: not to be tried before
-
-    def ready(self, taken: Sequence[Taken], now: float) -> list[Taken]:
-        """Return what may be stored together now: each key once, none before an earlier one of its key."""
-        self.held = {version: until for version, until in self.held.items() if until > now}
-        keys: set[str] = set()
-        ready: list[Taken] = []
-        for each in taken:
-            if each.key not in keys and each.version not in self.held and len(ready) < self.size:
-                ready.append(each)
-            keys.add(each.key)
-        return ready
-
-
-class _Away(Exception):
-    """The source could not be reached."""
 
 
 class Flusher:
@@ -123,14 +94,16 @@ class Flusher:
         self._clock = clock
         self._rng = rng or random.Random()
         self._on_event = on_event
-        shards = shards_of(name, client, policy, app=app, codec=codec)
-        self._lanes = [_Lane(shard, policy.batch) for shard in shards]
+        self._shards = Shards(name, client, policy, app=app, codec=codec)
+        self._lanes = [Lane(shard, policy.batch) for shard in self._shards]
         self._tasks: list[asyncio.Task[None]] = []
         self._redis_failures = 0
 
     async def __aenter__(self) -> Self:
         if self._tasks:
             raise RuntimeError("this Flusher is running already")
+        with suppress(RedisError, OSError):  # where Redis is away, it is asked later
+            await self._shards.agree(claim=True)
         self._tasks = [asyncio.create_task(self._serve(lane)) for lane in self._lanes]
         return self
 
@@ -168,124 +141,134 @@ class Flusher:
     # --8<-- [end:close]
 
     async def flush(self) -> int:
-        """Store what waits now, due or not; return how many changes were dealt with.
+        """Store what waits now, due or not, each once; return how many changes were stored or parked.
 
         For tests, scripts, and a change that somebody waits for. What fails, or is another flusher's, stays.
 
         Raises:
             RedisError: the queues cannot be reached.
+            OtherShards: the policy has another number of them.
         """
-        total = 0
+        before = sum(lane.done for lane in self._lanes)
         try:
             for lane in self._lanes:
                 async with lane.turn:
-                    lane.rests_until, lane.held = 0.0, {}
-                    left = (await lane.shard.stats()).waiting  # not what is written meanwhile
-                    while left > 0 and (done := (await self._pass(lane, hurry=True))[0]):
-                        total += done
-                        left -= done
+                    await self._flush_once(lane)
         finally:
             if not self._tasks:
                 await self._release()
-        return total
+        return sum(lane.done for lane in self._lanes) - before
+
+    async def _flush_once(self, lane: Lane) -> None:
+        lane.rests_until, lane.held, lane.once = 0.0, {}, True
+        try:
+            left = (await lane.shard.stats()).waiting  # not what is written meanwhile
+            while left > 0 and (tried := (await self._pass(lane, hurry=True))[0]):
+                left -= tried
+        finally:
+            lane.once = False
 
     # --8<-- [start:serve]
-    async def _serve(self, lane: _Lane) -> None:
+    async def _serve(self, lane: Lane) -> None:
         while True:
             async with lane.turn:
                 wait = await self._pass_or_wait(lane, hurry=False)
             await self._clock.sleep(wait)
 
-    async def _pass(self, lane: _Lane, *, hurry: bool) -> tuple[int, float]:
-        """Take what is due and store it; return how many were dealt with, and seconds until the next look."""
+    async def _pass(self, lane: Lane, *, hurry: bool) -> tuple[int, float]:
+        """Take what is due and store it; return how many were tried, and seconds until the next look."""
+        await self._shards.agree(claim=True)
         policy, now = self.policy, self._clock.monotonic()
         resting = lane.rests_until > now
-        most = 0 if resting else lane.size + min(len(lane.held), policy.batch)
-        turn = await lane.shard.take(lane.holder, delay=0 if hurry else policy.delay, most=most)
+        delay, most = 0 if hurry else policy.delay, 0 if resting else lane.size
+        turn = await lane.shard.take(lane.holder, delay=delay, most=most, held=lane.held_back(now))
         self._answered()
         if not turn.ours:
             return 0, min(turn.wait or 0, max(policy.poll, policy.lease / 10))
         lane.leased_until, lane.lag = now + policy.lease, turn.lag
         if turn.new:
             self._tell(ShardTaken(self.name, lane.shard.number))
-        soon = min(policy.poll, policy.lease / 3)
         if resting:
             return 0, min(lane.rests_until - now, policy.lease / 3)
-        ready = lane.ready(turn.taken, now)
+        ready = lane.ready(turn)
         try:
-            stored = await self._flush(lane, ready)
-        except _Away:
+            await self._flush(lane, ready)
+        except Away:
             return 0, min(lane.rests_until - self._clock.monotonic(), policy.lease / 3)
         if ready:
-            return stored, 0.0
-        if turn.taken:  # all of them held back
-            return 0, min(*lane.held.values(), now + soon) - now
-        return 0, soon if turn.wait is None else min(turn.wait, soon)
+            return len(ready), 0.0
+        due = [held.until - now for held in lane.held.values()] or [turn.wait or math.inf]
+        return 0, min(policy.poll, policy.lease / 3, *due)
 
     # --8<-- [end:serve]
 
     # --8<-- [start:flush]
-    async def _flush(self, lane: _Lane, taken: Sequence[Taken]) -> int:
+    async def _flush(self, lane: Lane, taken: Sequence[Taken]) -> None:
         """Store changes together; where the source refuses, in halves: only the culprit is counted."""
         if not taken:
-            return 0
+            return
         began = self._clock.monotonic()
         patience = min(self.policy.store_timeout, lane.leased_until - began)
         if patience <= 0:
-            return 0  # another flusher may be at it
+            return  # another flusher may be at it
         batch = [each.change for each in taken if isinstance(each.change, Change)]
         if len(batch) < len(taken) and len(taken) > 1:
-            return await self._halves(lane, taken)
+            await self._halves(lane, taken)
+            return
         if not batch:
-            return await self._failed(lane, taken[0], str(taken[0].change), most=1)
+            await self._failed(lane, taken[0], str(taken[0].change), most=1)
+            return
         try:
             async with self._clock.timeout(patience):
-                newer = dict(await self._store(batch) or {})
+                newer = versions_of(await self._store(batch))
         except asyncio.CancelledError as error:
-            if _being_cancelled():
+            if being_cancelled():
                 raise
             raise self._away(lane, taken, error) from error  # the store cancelled itself
         except Exception as error:
-            if _is(error, self.policy.outages):
+            if is_outage(error, self.policy.outages):
                 raise self._away(lane, taken, error) from error
             if len(taken) > 1:
-                return await self._halves(lane, taken)
-            return await self._failed(lane, taken[0], type(error).__name__)
+                await self._halves(lane, taken)
+            else:
+                await self._failed(lane, taken[0], type(error).__name__)
+            return
         lane.outages, lane.size = 0, min(self.policy.batch, lane.size * 2)
         versions = [(each, newer.get(each.key, 0)) for each in taken]
         parked = await lane.shard.settle(versions)
+        lane.done += len(taken)
         if self._on_event is not ignore:
             self._flushed(lane, versions, parked, self._clock.monotonic() - began)
-        return len(taken)
 
     # --8<-- [end:flush]
 
-    async def _halves(self, lane: _Lane, taken: Sequence[Taken]) -> int:
+    async def _halves(self, lane: Lane, taken: Sequence[Taken]) -> None:
         half = len(taken) // 2
-        return await self._flush(lane, taken[:half]) + await self._flush(lane, taken[half:])
+        await self._flush(lane, taken[:half])
+        await self._flush(lane, taken[half:])
 
-    def _away(self, lane: _Lane, taken: Sequence[Taken], error: BaseException) -> _Away:
+    def _away(self, lane: Lane, taken: Sequence[Taken], error: BaseException) -> Away:
         """Leave the source alone for a while; nothing is counted against the changes."""
         lane.outages += 1
         lane.size = max(1, len(taken) // 2)
         pause = self._pause(lane.outages)
         lane.rests_until = self._clock.monotonic() + pause
         if len(taken) == 1:  # it may be this one after all: let another go first the next time
-            lane.held[taken[0].version] = lane.rests_until + pause
+            lane.held[taken[0].version] = Held(lane.rests_until + pause, taken[0].key)
         failed = SourceFailed(self.name, lane.shard.number, len(taken), type(error).__name__, pause)
         self._tell(failed)
-        return _Away()
+        return Away()
 
-    async def _failed(self, lane: _Lane, one: Taken, why: str, *, most: int | None = None) -> int:
-        """Count a failure; return 1 where the change is parked, for then it is dealt with."""
+    async def _failed(self, lane: Lane, one: Taken, why: str, *, most: int | None = None) -> None:
+        """Count a failure of one change, and let it wait."""
         attempts, parked = await lane.shard.fail(
             lane.holder, one.version, most or self.policy.max_attempts, why
         )
-        lane.held[one.version] = self._clock.monotonic() + self._pause(attempts)
+        lane.held[one.version] = Held(self._clock.monotonic() + self._pause(attempts), one.key)
+        lane.done += parked
         if attempts:
             kind = ChangeParked if parked else ChangeFailed
             self._tell(kind(self.name, one.key, one.version, attempts, why))
-        return int(parked)
 
     def _pause(self, failures: int) -> float:
         longest = self.policy.max_retry_delay
@@ -293,7 +276,7 @@ class Flusher:
         return min(longest, pause) * self._rng.uniform(0.5, 1)
 
     def _flushed(
-        self, lane: _Lane, versions: Sequence[tuple[Taken, int]], parked: set[int], seconds: float
+        self, lane: Lane, versions: Sequence[tuple[Taken, int]], parked: set[int], seconds: float
     ) -> None:
         self._tell(BatchFlushed(self.name, lane.shard.number, len(versions), seconds, lane.lag))
         for each, newer in versions:
@@ -301,7 +284,7 @@ class Flusher:
                 event = ChangeRefused(self.name, each.key, each.version, newer, each.version in parked)
                 self._tell(event)
 
-    async def _pass_or_wait(self, lane: _Lane, *, hurry: bool) -> float:
+    async def _pass_or_wait(self, lane: Lane, *, hurry: bool) -> float:
         try:
             return (await self._pass(lane, hurry=hurry))[1]
         except (RedisError, OSError) as error:
@@ -321,15 +304,21 @@ class Flusher:
                 task.cancel()
 
     async def _drain(self) -> None:
-        await asyncio.gather(*[self._drained(lane) for lane in self._lanes])
+        drained = [self._drained(lane) for lane in self._lanes]
+        for result in await asyncio.gather(*drained, return_exceptions=True):
+            if isinstance(result, Exception):
+                raise result
 
-    async def _drained(self, lane: _Lane) -> None:
-        while True:
+    async def _drained(self, lane: Lane) -> None:
+        end: float = math.inf  # what is written from now on is the next flusher's
+        while lane.done < end:
             async with lane.turn:
-                wait = await self._pass_or_wait(lane, hurry=True)
                 with suppress(RedisError, OSError):
-                    if not (await lane.shard.stats()).waiting:
+                    waiting = (await lane.shard.stats()).waiting
+                    end = min(end, lane.done + waiting)
+                    if not waiting:
                         return
+                wait = await self._pass_or_wait(lane, hurry=True)
             await self._clock.sleep(wait)
 
     async def _release(self) -> None:
@@ -339,15 +328,3 @@ class Flusher:
 
     def _tell(self, event: Event) -> None:
         emit(self._on_event, event)
-
-
-def _being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-def _is(error: BaseException, kinds: tuple[type[Exception], ...]) -> bool:
-    """Say whether an error is of one of the kinds; a group is, if all of its errors are."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(_is(each, kinds) for each in error.exceptions)
-    return isinstance(error, kinds)

@@ -21,7 +21,7 @@ class Policy:
         capacity: most changes that one shard keeps, the parked ones too.
         delay: seconds that a change waits for later ones of its key; not in a shard that is half full.
         max_wait: seconds that a write waits where its shard is full; 0 refuses at once.
-        shards: how many queues the keys are spread over.
+        shards: how many queues the keys are spread over; as long as there are any, the same number.
         batch: most changes in one call of the store.
         coalesce: whether a change replaces an earlier one of its key that still waits.
         max_attempts: failures of a change after which it is parked.
@@ -34,7 +34,7 @@ class Policy:
         drain: most seconds that a flusher goes on after it is told to close.
         max_bytes: most bytes of one encoded value, and of a key.
         wait_replicas: replicas that must have a write before it is acknowledged (WAIT).
-        wait_seconds: how long to wait for them.
+        wait_seconds: how long to wait for them, with the connection; less than the client's time-out.
     """
 
     capacity: int

@@ -10,17 +10,20 @@ KEYS of every script, in this order:
 6. `parked`    hash: version -> why
 7. `lease`     string: who flushes; PX
 
+AGREE has one key, which only the first shard has: `shards`, a string.
+
 A version is the server's time in microseconds, or one more than the last: it rises also where Redis has
 forgotten the last one, and it tells when the write was. Doubles hold it exactly until the year 2255.
 
-Redis 7 or Valkey: the first line of a script says what it may do when the memory is full.
+Redis 7 or Valkey: the first line of a script says what it may do when the memory is full, and whether it
+may run where nothing can be written.
 """
 
 from __future__ import annotations
 
 from patterns.keyspace import Script
 
-__all__ = ["FAIL", "LIST", "PEEK", "PUT", "RELEASE", "RESOLVE", "SETTLE", "STATS", "TAKE"]
+__all__ = ["AGREE", "FAIL", "LIST", "PEEK", "PUT", "RELEASE", "RESOLVE", "SETTLE", "STATS", "TAKE"]
 
 _KEYS = """
 local changes, latest, queue, version = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -38,10 +41,22 @@ end
 """
 
 
+AGREE = Script(
+    "write_behind.agree",
+    """#!lua flags=allow-oom
+-- ARGV[1] number of shards; returns the number that is agreed upon
+redis.call('SET', KEYS[1], ARGV[1], 'NX')
+return redis.call('GET', KEYS[1])
+""",
+)
+
+# A full Redis must let flushers work, or it stays full; a put is refused there before it begins. Readers are
+# answered also by a primary that has lost its replicas (min-replicas-to-write), or its disk.
+_MAY = {"put": "", "peek": " flags=no-writes", "stats": " flags=no-writes", "list": " flags=no-writes"}
+
+
 def _script(name: str, source: str) -> Script:
-    # A full Redis must let flushers work, or it stays full; a put is refused there before it begins.
-    head = "#!lua" if name == "put" else "#!lua flags=allow-oom"
-    return Script(f"write_behind.{name}", head + _KEYS + source)
+    return Script(f"write_behind.{name}", f"#!lua{_MAY.get(name, ' flags=allow-oom')}{_KEYS}{source}")
 
 
 # --8<-- [start:put]
@@ -82,30 +97,39 @@ return id and redis.call('HGET', changes, id)
 TAKE = _script(
     "take",
     """
--- ARGV[1] holder, ARGV[2] lease ms, ARGV[3] delay microseconds, ARGV[4] how many, ARGV[5] half the capacity
+-- ARGV[1] holder, ARGV[2] lease ms, ARGV[3] delay microseconds, ARGV[4] how many, ARGV[5] half the capacity,
+-- ARGV[6] most bytes, and versions to leave where they are
 -- returns {0, ms left of another's lease}, or {1, newly ours, ms until one is due or -1, microseconds that
--- the oldest waits, {version, key and entry, attempts, ...}}
+-- the oldest waits, {version, key and entry, attempts, ...}, {versions that were left}}
 local holder = redis.call('GET', lease)
 if holder and holder ~= ARGV[1] then return {0, redis.call('PTTL', lease)} end
 redis.call('SET', lease, ARGV[1], 'PX', ARGV[2])
 local time, delay, most = now(), tonumber(ARGV[3]), tonumber(ARGV[4])
 if redis.call('HLEN', changes) >= tonumber(ARGV[5]) then delay = 0 end
-local ids = redis.call('ZRANGEBYSCORE', queue, '-inf', string.format('%.0f', time - delay), 'LIMIT', 0, most)
-if #ids < most then -- a clock that was set back: what is from the future waits for nothing
+local held = {}
+for at = 7, #ARGV do held[ARGV[at]] = true end
+local many = most + #ARGV - 6
+local ids = redis.call('ZRANGEBYSCORE', queue, '-inf', string.format('%.0f', time - delay), 'LIMIT', 0, many)
+if #ids < many then -- a clock that was set back: what is from the future waits for nothing
   local ahead = string.format('(%.0f', time)
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', queue, ahead, '+inf', 'LIMIT', 0, most - #ids)) do
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', queue, ahead, '+inf', 'LIMIT', 0, many - #ids)) do
     ids[#ids + 1] = id
   end
 end
-local taken = {}
+local taken, left, bytes = {}, {}, 0
 for _, id in ipairs(ids) do
-  local record = redis.call('HGET', changes, id)
-  if record then
-    taken[#taken + 1] = id
-    taken[#taken + 1] = record
-    taken[#taken + 1] = redis.call('HGET', attempts, id) or '0'
-  else
-    redis.call('ZREM', queue, id)
+  if held[id] then
+    left[#left + 1] = id
+  elseif #taken < 3 * most and bytes < tonumber(ARGV[6]) then
+    local record = redis.call('HGET', changes, id)
+    if record then
+      bytes = bytes + #record
+      taken[#taken + 1] = id
+      taken[#taken + 1] = record
+      taken[#taken + 1] = redis.call('HGET', attempts, id) or '0'
+    else
+      redis.call('ZREM', queue, id)
+    end
   end
 end
 local first, due, age = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')[2], -1, 0
@@ -113,7 +137,7 @@ if first then
   age = math.max(0, time - first)
   due = math.max(0, math.ceil((delay - age) / 1000))
 end
-return {1, holder and 0 or 1, due, age, taken}
+return {1, holder and 0 or 1, due, age, taken, left}
 """,
 )
 # --8<-- [end:take]

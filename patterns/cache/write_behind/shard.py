@@ -4,20 +4,17 @@ Keys of a shard, all in one slot; `scripts` says what is in them:
 
     <app>:{write_behind:<name>/<shard>}:changes|latest|queue|version|attempts|parked|lease
 
-None expires but the lease: what is queued is nowhere else.
+The first has `shards` too: see `shards`. None expires but the lease: what is queued is nowhere else.
 """
 
 from __future__ import annotations
 
-import re
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import RedisCluster
-from redis.exceptions import AskError, RedisError
-from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import AskError
 
 from patterns.cache.write_behind.change import Change, Parked, Records, Stats
 from patterns.cache.write_behind.errors import NotReplicated
@@ -32,15 +29,17 @@ from patterns.cache.write_behind.scripts import (
     STATS,
     TAKE,
 )
-from patterns.entry import MISS, Codec, Unreadable
-from patterns.keyspace import Client, Keyspace, Script
+from patterns.entry import MISS, Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from patterns.cache.write_behind.policy import Policy
+    from patterns.keyspace import Client, Keyspace, Script
 
-__all__ = ["Shard", "Taken", "Turn", "shard_for", "shards_of"]
+__all__ = ["Shard", "Taken", "Turn"]
+
+_MOST_BYTES = 16 << 20  # of changes in one reply: Redis does nothing else meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,8 @@ class Turn:
         new: whether nobody had it before.
         wait: seconds until a change is due; None if none waits.
         lag: seconds for which the oldest has waited.
-        taken: the changes that are due, the oldest first.
+        taken: the changes that are due, the oldest first; at least one, if there is one.
+        held: versions that were to be left, and wait.
     """
 
     ours: bool
@@ -77,6 +77,7 @@ class Turn:
     wait: float | None = None
     lag: float = 0.0
     taken: tuple[Taken, ...] = ()
+    held: tuple[int, ...] = ()
 
 
 class Shard:
@@ -110,20 +111,22 @@ class Shard:
         """
         policy, (name, record) = self._policy, packed
         args: list[bytes | int] = [name, record, policy.capacity, int(policy.coalesce)]
-        found = None
+        found: Any = policy.wait_replicas
         if policy.wait_replicas:
             (version, replaced), found = await self._put_and_wait(args)
         else:
             version, replaced = await self._run(PUT, args)
         if not version:
             return None
-        if found is not None and found < policy.wait_replicas:
+        if isinstance(found, Exception):  # it is queued, whatever became of the question
+            raise NotReplicated(key, int(version), policy.wait_replicas, 0) from found
+        if found < policy.wait_replicas:
             raise NotReplicated(key, int(version), policy.wait_replicas, found)
         return int(version), bool(replaced)
 
     # --8<-- [end:put]
 
-    async def _put_and_wait(self, args: Sequence[bytes | int]) -> tuple[Any, int]:
+    async def _put_and_wait(self, args: Sequence[bytes | int]) -> tuple[Any, Any]:
         # WAIT speaks of the writes of its own connection, so both go out on one.
         options: dict[str, Any] = {}
         follow: dict[str, Any] = {}
@@ -135,16 +138,11 @@ class Shard:
         async with self._client.pipeline(transaction=False) as both:
             both.execute_command("EVAL", PUT.source, len(self.keys), *self.keys, *args, **options)
             both.execute_command("WAIT", self._policy.wait_replicas, milliseconds, **options)
-            try:
-                written, found = await both.execute(**follow)
-            except AskError:
-                # The slot has moved: nothing was written, and WAIT was asked of the wrong node.
-                return await self._run(PUT, args), 0
-            except RedisConnectionError:
-                if follow:  # when a node is gone a command reads the cluster's map again, a pipeline does not
-                    with suppress(RedisError):
-                        await self._run(PEEK, [b""])
-                raise
+            written, found = await both.execute(raise_on_error=False, **follow)
+        if isinstance(written, AskError):  # or MOVED: nothing was written, and the wrong node was asked
+            return await self._run(PUT, args), 0
+        if isinstance(written, Exception):
+            raise written
         return written, found
 
     async def peek(self, key: str) -> Any:
@@ -156,8 +154,8 @@ class Shard:
         record = await self._run(PEEK, [key.encode()])
         return MISS if record is None else self._records.unpack(record)[1]
 
-    async def take(self, holder: str, *, delay: float, most: int) -> Turn:
-        """Take or renew the lease, and return what is due."""
+    async def take(self, holder: str, *, delay: float, most: int, held: Sequence[int] = ()) -> Turn:
+        """Take or renew the lease, and return what is due; `held` stays where it is."""
         policy = self._policy
         args: list[str | int] = [
             holder,
@@ -165,11 +163,13 @@ class Shard:
             round(delay * 1_000_000),
             most,
             (policy.capacity + 1) // 2,
+            _MOST_BYTES,
+            *held,
         ]
         ours, *rest = await self._run(TAKE, args)
         if not ours:
             return Turn(ours=False, wait=max(1, rest[0]) / 1000)
-        new, due, age, taken = rest
+        new, due, age, taken, left = rest
         rows = zip(*[iter(taken)] * 3, strict=True)
         return Turn(
             ours=True,
@@ -179,6 +179,7 @@ class Shard:
             taken=tuple(
                 self._taken(int(version), record, int(failures)) for version, record, failures in rows
             ),
+            held=tuple(map(int, left)),
         )
 
     def _taken(self, version: int, record: bytes, attempts: int) -> Taken:
@@ -241,23 +242,3 @@ class Shard:
 
     async def _run(self, script: Script, args: Sequence[str | bytes | int]) -> Any:
         return await script(self._client, keys=self.keys, args=args)
-
-
-def shards_of(name: str, client: Client, policy: Policy, *, app: str, codec: Codec) -> list[Shard]:
-    """Return the shards of one write-behind.
-
-    Raises:
-        ValueError: no keys can be made of `app` and `name`.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-        raise ValueError(f"name must be letters, digits, '_', '.' and '-', at least one, got {name!r}")
-    space, records = Keyspace(app, "write_behind"), Records(codec, policy.max_bytes)
-    return [
-        Shard(number, name, client, space=space, policy=policy, records=records)
-        for number in range(policy.shards)
-    ]
-
-
-def shard_for(key: bytes, shards: Sequence[Shard]) -> Shard:
-    """Return the shard of a key: the same in every process."""
-    return shards[zlib.crc32(key) % len(shards)]

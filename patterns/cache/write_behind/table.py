@@ -47,6 +47,9 @@ class VersionedTable:
                 raise ValueError(f"tables and columns must be plain names, got {name!r}")
         if not columns:
             raise ValueError("columns must be at least one, got none")
+        names = [name.lower() for name in (key, "version", "deleted", *columns)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"key and columns must be different, and not version or deleted, got {names}")
         self._database = database
         self._table, self._key, self._columns = table, key, tuple(columns)
         self._all = (key, "version", "deleted", *columns)
@@ -55,7 +58,8 @@ class VersionedTable:
     async def store(self, batch: Sequence[Change]) -> dict[str, int]:
         """Write what is newer than its row; return the versions of the rows that are newer themselves."""
         newer: dict[str, int] = {}
-        rows = [self._row(change) for change in batch]
+        # In one order: two flushers that lock the same rows in different orders wait for each other.
+        rows = [self._row(change) for change in sorted(batch, key=lambda change: change.key)]
         width = len(self._all)
         part = _MOST_VALUES // width
         for start in range(0, len(rows), part):

@@ -10,8 +10,8 @@ Guaranteed, each by a test that rejects a naive variant:
    not wait for the application; a sidecar that does not become ready holds it up for a bounded time only.
 2. Crash: when the sidecar is killed the application goes on; it is restarted with a growing pause, up to a
    cap; of the lines that the files still hold none is lost, and none is in the stream twice.
-3. Stop: told to end, the sidecar outlives the application, ships its last line and ends within `grace`; a
-   second SIGTERM changes nothing.
+3. Stop: told to end, be it while it starts, the sidecar outlives the application, ships its last line, whole
+   or not, and ends within `grace`; a second SIGTERM changes nothing.
 4. End: when the application ends by itself, however it ends, the sidecar of a job ends too.
 5. Bound: at most `buffer_lines` lines, and 64 KiB read ahead, are in memory, and the application never
    waits. The log's files are the rest of the buffer; a line is dropped only when the rotation is about to
@@ -30,7 +30,8 @@ Redis keys, both in one slot, both kept for `keep` seconds after the last line:
 - `<app>:{sidecar:<source>}:position`  hash: `seq`, `file`, `offset` after the last line in the stream
 
 Assumes one log and one writer for each `source`, and that no two files begin with the same line (a time in
-it is enough). Two sidecars of one source do not double lines: the script takes each `seq` once.
+it is enough). Two sidecars of one source, an old one and its successor, double no line as long as neither has
+a gap: the script takes each `seq` once.
 
 >>> from pathlib import Path
 >>> from tempfile import TemporaryDirectory
@@ -51,16 +52,17 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
 from patterns.clock import SYSTEM_CLOCK, Clock
 from patterns.container.sidecar.buffer import Buffer
+from patterns.container.sidecar.policy import Policy
+from patterns.container.sidecar.report import BatchShipped, GapFound, LinesDropped, Report, ShippingFailed
 from patterns.container.sidecar.stream import Stream
 from patterns.container.sidecar.tail import Line, Position, Tail
-from patterns.events import Event, Listener, emit, ignore
+from patterns.events import Listener, emit, ignore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,102 +81,6 @@ __all__ = [
     "Sidecar",
     "Tail",
 ]
-
-
-# --8<-- [start:policy]
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """How much to hold, how much to send at once, how long to wait.
-
-    Attributes:
-        buffer_lines: lines that may wait in memory.
-        batch_lines: lines sent in one script.
-        longest_line: bytes kept of a line.
-        stream_length: entries that the stream keeps, about.
-        keep: seconds that Redis keeps stream and position after the last line.
-        poll: seconds between two looks at the file.
-        timeout: seconds that one script may take.
-        retry: seconds until a failed script is tried again; doubled each time, up to `retry_cap`.
-        retry_cap: longest such pause in seconds.
-        grace: seconds from `stop` to the end of `run`.
-    """
-
-    buffer_lines: int = 10_000
-    batch_lines: int = 500
-    longest_line: int = 16_384
-    stream_length: int = 100_000
-    keep: float = 604_800.0
-    poll: float = 0.1
-    timeout: float = 2.0
-    retry: float = 0.1
-    retry_cap: float = 5.0
-    grace: float = 10.0
-    # --8<-- [end:policy]
-
-    def __post_init__(self) -> None:
-        for name in ("buffer_lines", "batch_lines", "longest_line", "stream_length"):
-            count = getattr(self, name)
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                raise ValueError(f"{name} must be a whole number >= 1, got {count!r}")
-        for name in ("keep", "poll", "timeout", "retry", "retry_cap", "grace"):
-            seconds = getattr(self, name)
-            if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e9:
-                raise ValueError(f"{name} must be seconds > 0 and < 1e9, got {seconds!r}")
-        if self.batch_lines > self.buffer_lines:
-            raise ValueError(
-                f"batch_lines must be <= buffer_lines {self.buffer_lines}, got {self.batch_lines!r}"
-            )
-        if self.retry_cap < self.retry:
-            raise ValueError(f"retry_cap must be >= retry {self.retry!r}, got {self.retry_cap!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class BatchShipped(Event):
-    """`lines` more lines are in the stream."""
-
-    lines: int
-    duration_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class ShippingFailed(Event):
-    """Redis did not do what it was asked, which will be asked again after `retry_after_seconds`."""
-
-    error: str
-    retry_after_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class LinesDropped(Event):
-    """The buffer was full and the file being read was deleted by the rotation: the oldest `lines` went."""
-
-    lines: int
-
-
-@dataclass(frozen=True, slots=True)
-class GapFound(Event):
-    """The file of the last position was gone or cut: lines may be missing that nobody can count."""
-
-
-@dataclass(slots=True)
-class Report:
-    """What the health endpoint tells.
-
-    Attributes:
-        ready: the sidecar follows the log, or waits for it to appear.
-        shipped: lines that this process has brought into the stream, or found there.
-        waiting: lines in memory.
-        dropped: lines dropped because the rotation was faster than Redis.
-        gaps: occasions on which lines may have been missed.
-        failing: the error of the last exchange with Redis, None when it succeeded.
-    """
-
-    ready: bool = False
-    shipped: int = 0
-    waiting: int = 0
-    dropped: int = 0
-    gaps: int = 0
-    failing: str | None = None
 
 
 class Sidecar:
@@ -228,11 +134,11 @@ class Sidecar:
         self._stopping.set()
 
     async def run(self) -> bool:
-        """Follow the log until `stop`; return whether all that was written is in the stream.
+        """Follow the log until `stop`; return whether all that was written then is shipped, or was dropped.
 
         What is not there is not lost: the next sidecar of this source finds it in the files.
         """
-        self.report.ready = True
+        self.report.ready, self._all_read = True, False
         try:
             async with asyncio.TaskGroup() as group:
                 work = group.create_task(self._work())
@@ -277,6 +183,7 @@ class Sidecar:
             if lines:
                 await self._clock.sleep(0)
             elif stopping and most:
+                self._keep(tail.last(), tail.gaps)
                 self._all_read = True
                 self._news.set()
                 return
@@ -326,14 +233,19 @@ class Sidecar:
             self._news.set()
 
     async def _pause_after(self, error: Exception, pause: float) -> float:
-        """Wait between half of `pause` and all of it, or until `stop` is called; return the next pause."""
-        self.report.failing = type(error).__name__
+        """Wait between half of `pause` and all of it, or until `stop` is called; return the next pause.
+
+        Told to stop, begin with short pauses again: there is only the grace left.
+        """
+        self.report.failing = f"{type(error).__name__}: {error}".removesuffix(": ")[:200]
         seconds = pause * (0.5 + self._rng.random() / 2)
-        emit(self._on_event, ShippingFailed(self.source, type(error).__name__, seconds))
+        emit(self._on_event, ShippingFailed(self.source, self.report.failing, seconds))
         if self._stopping.is_set():
             await self._clock.sleep(seconds)
         else:
             await self._wait(self._stopping, seconds)
+            if self._stopping.is_set():
+                return self.policy.retry
         return min(2 * pause, self.policy.retry_cap)
 
     async def _wait(self, event: asyncio.Event, seconds: float) -> None:

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TypeVar
 
 from patterns.clock import SYSTEM_CLOCK, Clock
 from patterns.container.sidecar import BatchShipped, Policy, Sidecar
@@ -30,9 +31,10 @@ async def main() -> int:
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))  # what start.py kept back
+    policy, port = Policy(), _number("HEALTH_PORT", PORT)
     policy = Policy(
-        grace=float(os.environ.get("GRACE", "10")),
-        buffer_lines=int(os.environ.get("BUFFER_LINES", "10000")),
+        grace=_number("GRACE", policy.grace), buffer_lines=_number("BUFFER_LINES", policy.buffer_lines)
     )
     async with opened(max_connections=2) as client:
         sidecar = Sidecar(
@@ -43,7 +45,6 @@ async def main() -> int:
             policy=policy,
             on_event=_say,
         )
-        port = int(os.environ.get("HEALTH_PORT", PORT))
         async with serve(sidecar.report, port), asyncio.TaskGroup() as group:
             running = group.create_task(sidecar.run())
             _log.info("ready on port %d, pid %d", port, os.getpid())
@@ -72,7 +73,7 @@ async def time_to_stop(
         if told.is_set():
             if told_at is None and has_begun(alive) and not ended:
                 _log.info("told to end, waiting for the application")
-            told_at = told_at or now
+            told_at = now if told_at is None else told_at
             left = policy.grace - (now - told_at)
             if ended or not has_begun(alive) or left <= kept:
                 return max(left, 0.0)
@@ -82,11 +83,20 @@ async def time_to_stop(
     # --8<-- [end:time_to_stop]
 
 
+def _number(name: str, default: _Number) -> _Number:
+    given = os.environ.get(name, default)
+    try:
+        return type(default)(given)
+    except ValueError:
+        sys.exit(f"sidecar: {name} must be a number, got {given!r}")
+
+
 def _say(event: Event) -> None:
     if not isinstance(event, BatchShipped):
         LogListener(_log, logging.WARNING)(event)
 
 
+_Number = TypeVar("_Number", int, float)
 _LOOK = 0.05  # seconds between two looks at the application
 _log = logging.getLogger("sidecar")
 

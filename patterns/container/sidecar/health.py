@@ -21,7 +21,7 @@ from patterns.clock import SYSTEM_CLOCK
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from patterns.container.sidecar import Report
+    from patterns.container.sidecar.report import Report
 
 __all__ = ["serve"]
 

@@ -27,6 +27,7 @@ from patterns.clock import SYSTEM_CLOCK, Clock
 __all__ = ["ask", "has_begun", "has_ended", "hold", "launch", "wait_for_sidecar"]
 
 PORT = 8911
+_LONGEST_ANSWER = 4096  # bytes
 
 
 def ask(path: str, port: int, *, timeout: float = 1.0) -> str | None:
@@ -35,7 +36,7 @@ def ask(path: str, port: int, *, timeout: float = 1.0) -> str | None:
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
-        body = answer.read().decode()
+        body = answer.read(_LONGEST_ANSWER).decode("utf-8", "replace")
     except (OSError, http.client.HTTPException):
         return None
     finally:
@@ -48,7 +49,7 @@ async def wait_for_sidecar(port: int, patience: float, clock: Clock = SYSTEM_CLO
     """Return whether the sidecar became ready within `patience` seconds; the application begins anyway."""
     deadline = clock.monotonic() + patience
     while clock.monotonic() < deadline:
-        if await asyncio.to_thread(ask, "/readyz", port):
+        if await asyncio.to_thread(ask, "/readyz", port) == "ready":
             return True
         await clock.sleep(0.05)
     return False

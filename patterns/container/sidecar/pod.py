@@ -18,7 +18,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from patterns.clock import SYSTEM_CLOCK, Clock
 from patterns.events import Event, Listener, LogListener, emit, ignore
@@ -38,7 +38,10 @@ class SidecarStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class SidecarEnded(Event):
-    """The sidecar ended with this code, negative for a signal; None seconds: it will not be started again."""
+    """The sidecar ended with this code, negative for a signal, 127 if it could not be started.
+
+    None seconds: it will not be started again.
+    """
 
     code: int
     restart_after_seconds: float | None
@@ -86,11 +89,15 @@ class Pod:
         clock: Clock = SYSTEM_CLOCK,
         on_event: Listener = ignore,
     ) -> None:
-        for label, seconds in (("grace", grace), ("back_off", back_off), ("back_off_cap", back_off_cap)):
-            if not 0 < seconds < 1e9:
-                raise ValueError(f"{label} must be seconds > 0 and finite, got {seconds!r}")
+        times: dict[str, Any] = {"grace": grace, "back_off": back_off, "back_off_cap": back_off_cap}
+        for label, seconds in times.items():
+            if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e9:
+                raise ValueError(f"{label} must be seconds > 0 and < 1e9, got {seconds!r}")
+        if back_off_cap < back_off:
+            raise ValueError(f"back_off_cap must be >= back_off {back_off!r}, got {back_off_cap!r}")
         self.name = name
-        self._application, self._sidecar = application, sidecar
+        self._commands = application, sidecar
+        self._sidecar: asyncio.subprocess.Process | None = None
         self._env = {**os.environ, **env}
         self._grace, self._back_off, self._back_off_cap = grace, back_off, back_off_cap
         self._clock = clock
@@ -107,16 +114,16 @@ class Pod:
     # --8<-- [start:run]
     async def run(self) -> int:
         """Run both; return the application's exit code."""
-        keeper = asyncio.create_task(self._keep(await self._start_sidecar()))
+        await self._start_sidecar()
+        keeper = asyncio.create_task(self._keep())
         try:
             return await self._run_application()
         finally:
             keeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await keeper
+            await self._end_sidecar()
 
     async def _run_application(self) -> int:
-        application = await self._start(self._application)
+        application = await self._start(self._commands[0])
         emit(self._on_event, ApplicationStarted(self.name, application.pid))
         ended = asyncio.create_task(application.wait())
         told = asyncio.create_task(self._stopping.wait())
@@ -128,29 +135,31 @@ class Pod:
         emit(self._on_event, ApplicationEnded(self.name, code))
         return code
 
-    async def _keep(self, sidecar: asyncio.subprocess.Process) -> None:
-        """Start the sidecar again whenever it ends; when cancelled, end it."""
+    async def _keep(self) -> None:
+        """Start the sidecar again whenever it ends, or could not be started."""
         pause = self._back_off
         while True:
             began = self._clock.monotonic()
-            try:
-                code = await sidecar.wait()
-            except asyncio.CancelledError:
-                emit(self._on_event, SidecarEnded(self.name, await self._end(sidecar), None))
-                raise
+            code = await self._sidecar.wait() if self._sidecar else _NOT_STARTED
+            self._sidecar = None
             if self._clock.monotonic() - began > self._back_off_cap:
                 pause = self._back_off
             emit(self._on_event, SidecarEnded(self.name, code, pause))
             await self._clock.sleep(pause)
             pause = min(2 * pause, self._back_off_cap)
-            sidecar = await self._start_sidecar()
+            with suppress(OSError):  # no such program, or no memory for it now
+                await self._start_sidecar()
 
     # --8<-- [end:run]
 
-    async def _start_sidecar(self) -> asyncio.subprocess.Process:
-        sidecar = await self._start(self._sidecar)
-        emit(self._on_event, SidecarStarted(self.name, sidecar.pid))
-        return sidecar
+    async def _start_sidecar(self) -> None:
+        self._sidecar = await self._start(self._commands[1])
+        emit(self._on_event, SidecarStarted(self.name, self._sidecar.pid))
+
+    async def _end_sidecar(self) -> None:
+        if self._sidecar:
+            code = await self._end(self._sidecar)
+            emit(self._on_event, SidecarEnded(self.name, code, None))
 
     async def _start(self, command: Sequence[str]) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
@@ -164,11 +173,17 @@ class Pod:
             with suppress(ProcessLookupError):
                 process.terminate()
         try:
-            async with self._clock.timeout(self._kill_at - self._clock.monotonic()):
-                return await process.wait()
-        except TimeoutError:
-            process.kill()
-            return await process.wait()
+            with suppress(TimeoutError):
+                async with self._clock.timeout(self._kill_at - self._clock.monotonic()):
+                    return await process.wait()
+        finally:  # it has ended, or the grace has, or nobody waits any longer
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    process.kill()
+        return await process.wait()
+
+
+_NOT_STARTED = 127  # what a shell says of a program that it cannot run
 
 
 async def main() -> int:

@@ -54,17 +54,15 @@ _APPEND = Script(
     """
 -- KEYS[1] stream log, KEYS[2] hash position
 -- ARGV[1] length of the stream, [2] ms to keep it, [3] file and [4] offset after the last line;
--- then seq and text of each line
-local last = tonumber(redis.call('HGET', KEYS[2], 'seq') or 0)
-local before = last
+-- then seq and text of each line, in order
+local shipped = tonumber(redis.call('HGET', KEYS[2], 'seq') or 0)
 for i = 5, #ARGV, 2 do
-  local seq = tonumber(ARGV[i])
-  if seq > last then
+  if tonumber(ARGV[i]) > shipped then
     redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'seq', ARGV[i], 'line', ARGV[i + 1])
-    last = seq
   end
 end
-if last > before then
+local last = ARGV[#ARGV - 1]
+if tonumber(last) > shipped then
   redis.call('HSET', KEYS[2], 'seq', last, 'file', ARGV[3], 'offset', ARGV[4])
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
   redis.call('PEXPIRE', KEYS[2], ARGV[2])

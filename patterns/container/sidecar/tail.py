@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -51,7 +52,7 @@ class Tail:
     """Follows one log through its rotations.
 
     Args:
-        path: the file that is being written; it need not exist yet.
+        path: the file that is being written; neither it nor its folder need exist yet.
         start: where to go on, from `Line.after`; the default is the beginning of the oldest file.
         longest: bytes that are kept of a line; what is beyond is cut off, and the line still counts once.
 
@@ -94,6 +95,17 @@ class Tail:
         return lines
 
     # --8<-- [end:read]
+
+    def last(self) -> list[Line]:
+        """Return, when `read` finds nothing more, what is there of a line whose end was never written.
+
+        A file's first line is left until it is whole, for the file is known by it.
+        """
+        if not (self._rest and self._identity):
+            return []
+        text, self._rest = self._rest, b""
+        self._at = Position(self._at.seq + 1, self._identity, self._read)
+        return [Line(text, self._at)]
 
     def close(self) -> None:
         """Close the files; `read` opens them again where it was."""
@@ -217,7 +229,7 @@ class Tail:
     def _files(self) -> list[_Found]:
         """The rotated files and the log itself, oldest first."""
         numbered = []
-        with os.scandir(self._path.parent) as entries:
+        with suppress(FileNotFoundError), os.scandir(self._path.parent) as entries:
             for entry in entries:
                 suffix = entry.name.removeprefix(f"{self._path.name}.")
                 if suffix != entry.name and suffix.isdecimal():
