@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 from unittest import mock
 
@@ -13,7 +14,7 @@ from patterns.entry import Json
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 
 class Expires(ReadThrough):
@@ -60,6 +61,59 @@ class RefreshesInline(RefreshAhead):
         if task := self._refresher._tasks.get(key):
             await asyncio.wait([task])
         return value
+
+
+class InTheReadersTask(RefreshAhead):
+    """The reader that finds it due refreshes it itself: when it is cancelled, so is the refresh."""
+
+    async def get(self, key: str) -> Any:
+        due: list[tuple[str, float]] = []
+        self._refresher.begin = lambda *found: due.append(found)  # type: ignore[method-assign]  # that is the variant
+        value = await super().get(key)
+        for found in due:
+            await self._refresher._attempt(*found)
+        return value
+
+
+class FlagWithoutAnEnd(RefreshAhead):
+    """SET NX before a refresh, DEL after it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        client, refresh = self._entries._client, self._refresher._refresh
+
+        async def granted(key: str) -> float:
+            return 0.0 if await client.set(self._flag(key), "1", nx=True) else self.policy.refresh_pause
+
+        async def flagged(key: str, left: float) -> bool:
+            try:
+                return await refresh(key, left)
+            finally:
+                await client.delete(self._flag(key))
+
+        self._refresher._claim, self._refresher._refresh = granted, flagged
+
+    def _flag(self, key: str) -> str:
+        return self._entries._space.key(f"{self.name}/{key}", "flag")
+
+
+class WaitsForRedis(RefreshAhead):
+    """A GET without a time-out of its own."""
+
+    def __init__(self, name: str, client: Any, policy: Policy, **options: Any) -> None:
+        super().__init__(name, client, replace(policy, timeout=60), **options)
+
+
+class ForgetsUnheardLeases(RefreshAhead):
+    """What was asked for and not heard of counts as not given."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+
+        async def nothing(keys: Collection[str], token: str) -> None:
+            """Nothing was taken, they think."""
+
+        self._entries._store.give_back = nothing  # type: ignore[method-assign]  # that is the variant
 
 
 class EachReader(RefreshAhead):

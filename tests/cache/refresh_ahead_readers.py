@@ -1,9 +1,10 @@
 """Readers of one process read a value at its end when they are told to: prints how many did not wait.
 
-Arguments: the URL and the stream of the orders. An order says where the cache is (`url`), the `app`, which
-cache (`kind`: `refresh_ahead`, or the naive `expires`, `each_reader` or `each_process`), the `lease` in
-seconds and how many `callers`. The source is in Redis too, so that the loads of all processes are counted:
-from the second on each load pushes its process's id to `<app>:loads` and waits for the stream `<app>:gate`.
+Arguments: the URL, the stream of the orders, and after which of them to begin. An order says where the cache
+is (`url`), the `app`, which cache (`kind`: `refresh_ahead`, or the naive `expires`, `each_reader` or
+`each_process`), the `lease` in seconds and how many `callers`. The source is in Redis too, so that the loads
+of all processes are counted: from the second on each load pushes its process's id to `<app>:loads` and waits
+for the stream `<app>:gate`.
 """
 
 from __future__ import annotations
@@ -91,9 +92,9 @@ async def asked(client: Client, app: str) -> None:
     await client.xread({f"{app}:gate": "0"}, block=20_000)
 
 
-async def main(url: str, orders: str) -> None:
-    """Carry out one order after the other, until killed."""
-    last = b"0"
+async def main(url: str, orders: str, latest: str) -> None:
+    """Carry out one order after the other, from `latest` on, until killed."""
+    last: str | bytes = latest
     async with opened(url, socket_timeout=None) as client:
         while True:
             found: Any = await client.xread({orders: last}, count=1, block=0)

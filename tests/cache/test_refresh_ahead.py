@@ -7,7 +7,6 @@ import math
 import random
 import re
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -39,8 +38,11 @@ from tests.cache.refresh_ahead_checks import (
     age,
     began,
     cache,
+    check_a_dead_refresher_holds_nobody_up_for_ever,
     check_a_late_refresh_changes_nothing,
     check_a_lost_cache_is_the_sources_business,
+    check_a_lost_reply_costs_a_pause_at_most,
+    check_a_reader_that_goes_takes_nothing_along,
     check_an_invalidation_wins,
     check_chance_spreads_the_readers,
     check_failures_cost_no_reader_anything,
@@ -101,9 +103,10 @@ async def test_a_value_ends_with_its_ttl_though_every_refresh_fails(
     book = ledger(bound="one attempt in each pause; no value later than `ttl`")
     await check_no_value_outlives_its_ttl(url, app, database, RefreshAhead, book)
     book.held("readers get the old value, then the error: reads and failures prolong nothing")
-    book.naive(
-        "a failing refresh that prolongs the old value: it is served for as long as the source is down"
-    )
+    if database.engine == "sqlite":
+        with pytest.raises(AssertionError, match="20 attempts failed") as told:
+            await check_no_value_outlives_its_ttl(url, f"{app}-naive", database, naive.KeepsTheOldAlive)
+        book.naive(f"a failing refresh that prolongs the old value: {first_line(told)}")
 
 
 @ONCE
@@ -112,7 +115,7 @@ async def test_a_failing_refresh_that_prolongs_the_old_value_serves_it_for_ever(
     url: str, app: str, database: Home
 ) -> None:
     """A new life for what could not be refreshed has no end."""
-    with pytest.raises(AssertionError, match="a failing refresh made it live longer"):
+    with pytest.raises(AssertionError, match="20 attempts failed, and it lives 80 s longer"):
         await check_no_value_outlives_its_ttl(url, app, database, naive.KeepsTheOldAlive)
 
 
@@ -130,8 +133,6 @@ async def test_no_reader_waits_for_a_refresh(
     await check_no_reader_waits(url, app, database, RefreshAhead, book)
     book.held("200 readers have the old value before the load ends")
     if database.engine == "sqlite":
-        async with database.opened() as db:
-            await db.execute("DROP TABLE thing")
         with pytest.raises(AssertionError, match="100 of 200 readers waited for the load") as told:
             await check_no_reader_waits(url, f"{app}-naive", database, naive.RefreshesInline)
         book.naive(f"a refresh in the reader's own time: {first_line(told)}")
@@ -212,7 +213,7 @@ async def test_refreshes_that_ask_nobody_are_a_stampede_of_their_own(
 
 @pytest.fixture(scope="module")
 def readers(server: Server) -> Iterator[Readers]:
-    """Processes for the tests that kill none of them."""
+    """Processes for all tests here."""
     with ExitStack() as stack:
         yield Readers(server, stack)
 
@@ -253,27 +254,6 @@ async def test_tasks_that_ask_no_other_process_load_more_than_once(
 
 
 @pytest.mark.invariant(3)
-@pytest.mark.fault("the process that refreshes is killed (SIGKILL)")
-async def test_a_killed_refresher_is_replaced_within_its_lease(
-    server: Server, app: str, ledger: Callable[..., Ledger]
-) -> None:
-    """Readers of the other process go on with the old value, and one of them refreshes after the lease."""
-    lease = 0.5
-    book = ledger(duplicated=1, bound=f"a lease of {lease} s and a pause of 0.2 s")
-    with ExitStack() as stack:
-        ended = await Readers(server, stack).at_the_end(
-            server.url, app, "refresh_ahead", lease=lease, fate="kill"
-        )
-    book.injected()
-    book.acked("load")
-    book.effect("load", ended.loads)
-    assert (ended.waited, ended.loads) == (0, 2)
-    assert ended.seconds < lease + 3
-    book.held("nobody waits; when lease and pause have ended a reader of another process refreshes")
-    book.naive("a flag without an expiry: never refreshed again, and all wait at its end")
-
-
-@pytest.mark.invariant(3)
 @pytest.mark.fault("the process that refreshes stands still (SIGSTOP) for longer than its lease")
 async def test_a_late_refresh_loses_to_a_newer_one(
     readers: Readers, server: Server, app: str, ledger: Callable[..., Ledger]
@@ -287,6 +267,30 @@ async def test_a_late_refresh_loses_to_a_newer_one(
             readers, server.url, f"{app}-naive", "each_process", Ledger("cache/refresh_ahead", "the same")
         )
     book.naive(f"a task in each process that loads and sets: {first_line(told)}")
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.invariant(3)
+@pytest.mark.fault("the process that refreshes is killed (SIGKILL)")
+async def test_a_killed_refresher_is_replaced_within_its_lease(
+    readers: Readers, server: Server, app: str, database: Home, ledger: Callable[..., Ledger]
+) -> None:
+    """Readers of the other process go on with the old value, and one of them refreshes after the lease."""
+    lease = 0.5
+    await check_a_dead_refresher_holds_nobody_up_for_ever(server.url, f"{app}-dead", database, RefreshAhead)
+    book = ledger(duplicated=1, bound=f"a lease of {lease} s and a pause of 0.2 s")
+    ended = await readers.at_the_end(server.url, app, "refresh_ahead", lease=lease, fate="kill")
+    book.injected()
+    book.acked("load")
+    book.effect("load", ended.loads)
+    assert (ended.waited, ended.loads) == (0, 2)
+    assert ended.seconds < lease + 3
+    book.held("nobody waits; when lease and pause have ended a reader of another process refreshes")
+    with pytest.raises(AssertionError, match="1 key that never expires") as told:
+        await check_a_dead_refresher_holds_nobody_up_for_ever(
+            server.url, f"{app}-naive", database, naive.FlagWithoutAnEnd
+        )
+    book.naive(f"a flag without an expiry: {first_line(told)}")
 
 
 # 4: an invalidation wins
@@ -303,8 +307,6 @@ async def test_no_refresh_brings_back_what_was_invalidated(
     await check_an_invalidation_wins(url, app, database, RefreshAhead, book)
     book.held("the generation is gone: what was loaded before is not kept")
     if database.engine == "sqlite":
-        async with database.opened() as db:
-            await db.execute("DROP TABLE thing")
         twin = Ledger("cache/refresh_ahead", "the same")
         await check_an_invalidation_wins(url, f"{app}-naive", database, naive.KeepsWhateverItLoaded, twin)
         assert twin.lost == 20
@@ -377,7 +379,10 @@ async def test_refreshes_are_bounded_and_leave_nothing(
     book = ledger(bound="4 refreshes at once, no lease left")
     await check_refreshes_are_bounded_and_end(url, app, database, RefreshAhead, book)
     book.held("4 at a time, the others at a later read; closing cancels them and gives the leases back")
-    book.naive("a task for each: 50 loads at once, and those who miss wait behind them")
+    if database.engine == "sqlite":
+        with pytest.raises(AssertionError, match="50 refreshes at once") as told:
+            await check_refreshes_are_bounded_and_end(url, f"{app}-naive", database, naive.Unbounded)
+        book.naive(f"a task for each: {first_line(told)}, and those who miss wait behind them")
 
 
 @ONCE
@@ -407,51 +412,66 @@ async def test_the_end_of_the_loop_leaves_nothing(
     book = ledger(bound="no warning, no lease left, exit code 0")
     program = tmp_path / "ends.py"
     program.write_text(_ENDS, "utf-8")
-    process = spawn(program, server.url, app, env={"PYTHONWARNINGS": "error", "PYTHONASYNCIODEBUG": "1"})
+    env = {"PYTHONWARNINGS": "error", "PYTHONASYNCIODEBUG": "1"}
+    process = spawn(program, server.url, app, "kept", env=env)
+    unkept = spawn(program, server.url, f"{app}-naive", "unkept", env=env)
     code = await process.ended(within=20)
     book.injected()
     book.acked("end")
     assert code == 0, process.output
-    assert process.output == "old, 1 refresh under way\n"
+    assert process.output == "old, 1 load under way\n"
     async with opened(server.url) as client:
         assert await client.exists(key_of(app, role="lock")) == 0
         assert await client.exists(key_of(app)) == 1
     book.effect("end")
     book.held("the task is referenced, cancelled by the loop, and gives its lease back")
-    book.naive('`create_task` without a reference: "Task was destroyed but it is pending!"')
+    await unkept.ended(within=20)
+    assert "old, 0 loads under way" in unkept.output, unkept.output
+    (told,) = [line for line in unkept.output.splitlines() if "destroyed" in line]
+    book.naive(f'`create_task` without a reference: gone before the loop ended, "{told}"')
 
 
 _ENDS = """
-import asyncio, sys
+import asyncio, gc, sys
 from patterns.cache.refresh_ahead import Policy, RefreshAhead
 from patterns.keyspace import connect
 
-async def main(url, app):
-    loading = asyncio.Event()
+async def main(url, app, kind):
+    loading, running = asyncio.Event(), 0
     async def load(key):
+        nonlocal running
         if first:
             return first.pop()
+        running += 1
         loading.set()
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            running -= 1
     first = ["old"]
     redis = connect(url)
     policy = Policy(ttl=60, negative_ttl=5, refresh_after=0.5, max_loads=2, max_refreshes=1, timeout=5)
     cache = RefreshAhead("users", redis, policy, load=load, app=app)
+    if kind == "unkept":
+        def begin(key, left):
+            asyncio.create_task(cache._load(key))
+        cache._refresher.begin = begin
     await cache.get("a")
     await redis.pexpire(f"{app}:{{refresh_ahead:users/a}}:value", 20_000)
     value = await cache.get("a")
     await loading.wait()
-    print(f"{value}, {len(cache._refresher._tasks)} refresh under way")
+    gc.collect()
+    print(f"{value}, {running} load{'s' * (running != 1)} under way")
     global kept
     kept = redis
 
 kept = None
 with asyncio.Runner() as runner:
     runner.run(main(*sys.argv[1:]))
-    left = asyncio.all_tasks(runner.get_loop())
-    for task in left:
-        task.cancel()
-    runner.run(asyncio.wait(left))
+    if left := asyncio.all_tasks(runner.get_loop()):
+        for task in left:
+            task.cancel()
+        runner.run(asyncio.wait(left))
     runner.run(kept.aclose())
 """
 
@@ -462,8 +482,8 @@ with asyncio.Runner() as runner:
 @pytest.mark.invariant(8)
 def test_chance_spreads_the_readers_and_knows_slow_loads(rng: random.Random) -> None:
     """Without asking each other, 5,000 readers make a few loads of each life, and few lives end first."""
-    check_chance_spreads_the_readers(Policy, rng)
-    early = [loads_of_lives(Policy, took, rng)[1] for took in (0.02, 0.1, 1.0)]
+    early = check_chance_spreads_the_readers(Policy, rng)
+    early = [loads_of_lives(Policy, 0.02, rng)[1], *early]
     assert early == sorted(early, reverse=True), "slow loads begin earlier"
 
 
@@ -488,6 +508,30 @@ class Drawn(random.Random):
     def expovariate(self, lambd: float = 1.0) -> float:
         assert lambd == 1.0
         return self.next
+
+
+@ONCE
+@pytest.mark.invariant(6)
+async def test_whoever_has_waited_for_a_load_does_not_begin_the_next(
+    url: str, app: str, database: Home
+) -> None:
+    """A load may take longer than its value lives: what is read once is loaded once all the same."""
+    clock, rng = ManualClock(), Drawn()
+    rng.next = 100.0
+    async with source(database, a=1) as rows:
+
+        async def slow(key: str) -> Any:
+            value = await rows.load(key)
+            clock.jump(2)
+            return value
+
+        async with cache(url, app, slow, clock=clock, rng=rng, beta=1) as cached:
+            await asyncio.gather(*[cached.get("a") for _ in range(5)])
+            await idle(cached)
+            assert rows.loads == 1
+            await cached.get("a")
+            await idle(cached)
+            assert rows.loads == 2
 
 
 @EVERYWHERE
@@ -589,7 +633,9 @@ async def test_without_redis_the_source_answers(
     book = ledger(bound="one time-out of 0.3 s, no refresh")
     await check_a_lost_cache_is_the_sources_business(url, app, database, RefreshAhead, book)
     book.held("the source answers; nothing is refreshed that could not be kept")
-    book.naive("a GET without a time-out: readers wait for as long as Redis does")
+    with pytest.raises(AssertionError, match="20 of 20 readers have no answer") as told:
+        await check_a_lost_cache_is_the_sources_business(url, f"{app}-naive", database, naive.WaitsForRedis)
+    book.naive(f"a GET without a time-out: {first_line(told)}")
 
 
 @ONCE
@@ -599,47 +645,14 @@ async def test_a_lost_reply_costs_a_pause_at_most(
     url: str, app: str, database: Home, ledger: Callable[..., Ledger]
 ) -> None:
     """Whichever reply is lost, of read, claim, lease or fill: readers get the old value, then the new."""
-    book, heard = ledger(bound="no wrong value read"), Recorder()
-    clock = ManualClock()
-    port = int(url.rpartition(":")[2].partition("/")[0])
-    async with (
-        source(database, **{str(n): "old" for n in range(20)}) as rows,
-        proxy(port, book) as p,
-        cache(p.url, app, rows, back_off=0.01, on_event=heard, clock=clock) as cached,
-        cache(url, app, rows) as there,
-        opened(url) as client,
-    ):
-        for number in range(20):
-            key = str(number)
-            assert await there.get(key) == "old"
-            await age(client, app, key)
-            await rows.put(**{key: "new"})
-            nth = number % 4  # 0: of the read, 1: of the claim, 2: of the lease, 3: of the fill
-            seen = 0
-
-            def chosen(request: bytes, nth: int = nth) -> bool:
-                nonlocal seen
-                seen += b"EVALSHA" in request
-                return b"EVALSHA" in request and seen == nth + 1
-
-            with p.lose_reply(chosen) as toxic:
-                assert await cached.get(key) in {"old", "new"}
-                await idle(cached)
-                assert toxic.hits == 1, f"the reply number {nth} was not lost"
-            clock.jump(30)
-            await client.delete(*[key_of(app, key, role) for role in ("pause", "lock")])
-            book.acked(number)
-            await eventually(partial(is_new, cached, there, key), within=10)
-            book.effect(number)
-    book.held("it is not known who may try: nobody does for one pause, then a reader does")
-    book.naive("a repeated SET NX: the holder itself is refused, until its lock expires")
-
-
-async def is_new(cached: Any, there: Any, key: str) -> bool:
-    """Read by both."""
-    got = [await cached.get(key), await there.get(key)]
-    assert set(got) <= {"old", "new"}
-    return got == ["new", "new"]
+    book = ledger(bound="no wrong value read, no lease left")
+    await check_a_lost_reply_costs_a_pause_at_most(url, app, database, RefreshAhead, book)
+    book.held("whoever may hold a lease unheard gives it back; the next attempt is one pause later")
+    with pytest.raises(AssertionError, match="5 of 20 keys are held by a lease") as told:
+        await check_a_lost_reply_costs_a_pause_at_most(
+            url, f"{app}-naive", database, naive.ForgetsUnheardLeases
+        )
+    book.naive(f"a lost reply is taken for a no: {first_line(told)}")
 
 
 @ONCE
@@ -649,35 +662,14 @@ async def test_cancellation_of_readers_at_every_step_leaks_nothing(
     url: str, app: str, database: Home, ledger: Callable[..., Ledger]
 ) -> None:
     """A reader that goes takes no refresh along; no connection is lent out, no lease or place is lost."""
-    book, clock = ledger(bound="no lease, place or connection left"), ManualClock()
-    async with (
-        source(database, a=1) as rows,
-        cache(url, app, rows, clock=clock, max_refreshes=1, max_loads=2) as cached,
-        opened(url) as client,
-    ):
-        await cached.get("a")
-        for steps in range(40):
-            await age(client, app, "a")
-            call = asyncio.create_task(cached.get("a"))
-            for _ in range(steps):
-                await asyncio.sleep(0)
-            call.cancel()
-            await asyncio.wait([call])
-            book.injected()
-            await idle(cached)
-            assert leaks.in_use(cached._entries._client) == 0
-            assert await client.exists(key_of(app, role="lock")) == 0
-            await end_the_pause(client, app, clock, "a")
-            book.acked(steps)
-            before = rows.loads
-            await age(client, app, "a")
-            assert await cached.get("a") == 1
-            await idle(cached)
-            if rows.loads == before + 1 and await client.pttl(key_of(app)) > 50_000:
-                book.effect(steps)
-            await end_the_pause(client, app, clock, "a")
+    book = ledger(bound="no lease, place or connection left")
+    await check_a_reader_that_goes_takes_nothing_along(url, app, database, RefreshAhead, book)
     book.held("a refresh is nobody's: it goes on, and the next one has its place")
-    book.naive("a refresh in the reader's own task dies with it")
+    with pytest.raises(AssertionError, match=r"\d+ refreshes in 40 cancellations ended") as told:
+        await check_a_reader_that_goes_takes_nothing_along(
+            url, f"{app}-naive", database, naive.InTheReadersTask
+        )
+    book.naive(f"a refresh in the reader's own task: {first_line(told)}")
 
 
 @ONCE
@@ -871,7 +863,10 @@ async def test_a_failed_invalidation_is_told_and_made_good(server: Server, app: 
         ({"refresh_after": None}, "either refresh_after or beta must be given, got None and None"),
         ({"refresh_after": 0.5, "beta": 1}, "either refresh_after or beta must be given, got 0.5 and 1"),
         ({"beta": 0}, "beta must be a finite number > 0"),
-        ({"refresh_pause": 0}, "refresh_pause must be a finite number >= 0.001"),
+        ({"refresh_pause": 0}, "refresh_pause must be a finite number >= 0.001 and <= 30.0, got 0"),
+        ({"refresh_pause": 30.1}, "refresh_pause must be a finite number >= 0.001 and <= 30.0, got 30.1"),
+        ({"ttl": 10, "refresh_after": 0.9, "refresh_pause": 1.1}, "refresh_pause must be a finite number"),
+        ({"beta": 1, "refresh_pause": 54.1}, "refresh_pause must be a finite number >= 0.001 and <= 54.0"),
         ({"lease": "5"}, "lease must be a finite number"),
         ({"jitter": 1}, "jitter must be a finite number >= 0 and < 1"),
         ({"max_bytes": 0}, "max_bytes must be a whole number >= 1, got 0"),
@@ -886,7 +881,7 @@ def test_a_bad_policy_names_field_value_and_bound(changes: dict[str, Any], bound
 @pytest.mark.parametrize("jitter", [0, 0.1, 0.9])
 def test_no_life_is_longer_than_ttl(jitter: float) -> None:
     """The jitter shortens a life, by a share of `ttl` at most."""
-    reading = policy(ttl=60, jitter=jitter, refresh_after=0.95).reading()
+    reading = policy(ttl=60, jitter=jitter, refresh_after=0.95, refresh_pause=1).reading()
     assert reading.ttl * (1 + reading.jitter) == pytest.approx(60)
     assert round(reading.ttl * (1 + reading.jitter) * 1000) <= 60_000
     assert reading.ttl * (1 - reading.jitter) == pytest.approx(60 * (1 - jitter))

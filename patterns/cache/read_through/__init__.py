@@ -138,10 +138,12 @@ class Found:
         value: the value.
         left: seconds of fresh life that its entry has; 0 where it is not in Redis, was loaded just now and
             overtaken, or came from a load of another process, which does not tell.
+        cached: whether it was there; else a load brought it.
     """
 
     value: Any
     left: float
+    cached: bool = False
 
 
 class ReadThrough:
@@ -293,8 +295,9 @@ class ReadThrough:
             there = await self._store.read_left(key)
             if there is not None:
                 value = decode(self._codec, there[0])
-                emit(self._on_event, CacheHit(self.name, key, value is None))
-                return Found(value, there[1])
+                if self._on_event is not ignore:
+                    emit(self._on_event, CacheHit(self.name, key, value is None))
+                return Found(value, there[1], cached=True)
             cached, bad = True, {}
         except Unreadable as error:
             cached, bad = True, self._discarded(key, error)

@@ -73,10 +73,13 @@ class Entries(Store):
         Raises:
             Unreadable: what is there is no entry.
         """
-        reply = (await self._each(READ, {key: ()}))[key]
-        if isinstance(reply, Exception):
-            raise Unreadable(b"", "not a string")
-        entry, ms = reply
+        name = self._key(key, "value")
+        try:
+            entry, ms = await self.ask(lambda: READ(self._client, keys=[name]))
+        except NoCache as refused:
+            if not _is_of_one_key(refused.__cause__):
+                raise
+            raise Unreadable(b"", "not a string") from None
         left = ms - stale_ms(entry) if entry else 0
         return (entry, left / 1000) if left > 0 else None
 

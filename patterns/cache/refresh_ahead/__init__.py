@@ -9,20 +9,22 @@ Guaranteed, each by a test that rejects a naive variant:
 1. No read returns a value later than `ttl` after it was kept, though every refresh fails or hangs, and
    however often it is read. Every key expires.
 2. While an entry lives, no read waits for a load, for a place behind the bulkhead, or for more than one
-   exchange with Redis.
+   exchange with Redis (a second one where Redis must be taught the script).
 3. A key is refreshed once at a time in however many processes, while the load takes less than `lease`,
    which ends it; and attempted once in each `refresh_pause`, whatever comes of it.
 4. While Redis answers: once `invalidate` has returned, no read that begins later returns what was loaded
    before. A refresh under way at that moment is not kept: nothing that was deleted comes back.
 5. A refresh that fails is told by RefreshFailed and costs no reader anything: the old value stays until its
    end. The load is not tried again before `refresh_pause` has passed.
-6. What nobody reads is not loaded: there is no timer, and a value that is read once is loaded once.
+6. What nobody reads is not loaded: there is no timer, and a value that is read once is loaded once, however
+   slow its load was.
 7. At most `max_refreshes` run at once in a process, and so many of the `max_loads` places at most are
    theirs; what is due beyond that is put off to a later read. They carry nothing of the reader's context,
    and end with `aclose` or with the event loop; no lease, connection or task is left behind.
 8. With `beta`, a reader begins a refresh with probability exp(-left / (beta * delta)), where delta is how
-   long the load of this entry took, in whichever process. So among thousands of readers a few at most decide
-   so in one life, without asking each other; and few lives end before they are refreshed.
+   long the load of this entry took, in whichever process (of None: the latest load in this one). So among
+   thousands of readers a few at most decide so in one life, without asking each other; and few lives end
+   before they are refreshed.
 9. A miss is Read-Through's: loaded once for all who wait. A key that cannot be one, or a value that cannot
    be kept, raises a typed error before anything is written; in a refresh the old value stays. Redis down
    delays a read by one `timeout` at most, and then the source answers.
@@ -203,7 +205,8 @@ class RefreshAhead:
                 raise
             raise NotCacheable(error.entity, error.reason, error.value.value) from error
         timed: Timed = found.value or Timed(None, self._load.latest)
-        if self.policy.is_due(found.left, timed.took, negative=timed.value is None, rng=self._rng):
+        negative = timed.value is None
+        if found.cached and self.policy.is_due(found.left, timed.took, negative=negative, rng=self._rng):
             self._refresher.begin(key, found.left)
         return timed.value
 

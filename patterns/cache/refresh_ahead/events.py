@@ -21,7 +21,8 @@ class RefreshBegan(Event):
 class Refreshed(Event):
     """A refresh ended without an error.
 
-    `kept` is False where the entry was invalidated meanwhile, another process was at it, or Redis is away.
+    `kept` is False where the entry was invalidated meanwhile, another process was at it, or Redis is away;
+    and for None where `negative_ttl` is 0: then the old value has been deleted.
     """
 
     entity: str

@@ -32,7 +32,8 @@ class Policy:
         max_refreshes: how many of them may be refreshes; fewer, so that a reader who waits has a place.
         refresh_after: share of `ttl` after which a read begins a refresh, in (jitter, 1).
         beta: a read begins a refresh by chance (XFetch), the sooner the slower the load was; 1 fits most.
-        refresh_pause: seconds between two attempts to refresh one key, in all processes.
+        refresh_pause: seconds between two attempts to refresh one key, in all processes; no longer than the
+            last part of a life, or one failure would be the end of it.
         jitter: how much shorter than `ttl` a life may be, as a share of it, in [0, 1).
         lease: most seconds that a load may take.
         poll: seconds between two looks of a reader that waits at a load of another process.
@@ -64,7 +65,6 @@ class Policy:
         self.reading()  # or it raises
         whole("max_loads", self.max_loads, at_least=2)
         whole("max_refreshes", self.max_refreshes, at_least=1, at_most=self.max_loads - 1)
-        number("refresh_pause", self.refresh_pause, at_least=_SHORTEST, at_most=_LONGEST)
         if (self.refresh_after is None) == (self.beta is None):
             raise ValueError(
                 f"either refresh_after or beta must be given, got {self.refresh_after!r} and {self.beta!r}"
@@ -73,6 +73,8 @@ class Policy:
             number("refresh_after", self.refresh_after, above=self.jitter, below=1)
         if self.beta is not None:
             number("beta", self.beta, above=0, at_most=1000)
+        part = 1 - (self.jitter if self.refresh_after is None else self.refresh_after)
+        number("refresh_pause", self.refresh_pause, at_least=_SHORTEST, at_most=round(self.ttl * part, 6))
 
     # --8<-- [start:is_due]
     def is_due(self, left: float, took: float, *, negative: bool, rng: random.Random) -> bool:
