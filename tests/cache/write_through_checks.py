@@ -424,18 +424,20 @@ async def check_only_what_can_be_read_again_is_written(
 
 
 KEYS = 20
+PAUSES = 10
 
 
 async def mixed_faults(
     rows: Rows, p: Proxy, app: str, url: str, make: Make, book: Ledger, rng: random.Random, *, enough: int
-) -> int:
-    """Write and read from two processes, under so many faults; return how many keys differ in the end.
+) -> list[int]:
+    """Write and read from two processes under so many faults, with pauses.
 
-    Of a naive variant: how many ever do, while nobody is at it.
+    Return how many keys had another value in Redis than in the source in each pause, when nobody wrote or
+    read any more and nothing was owed.
     """
     puts = itertools.count()
     done: dict[str, int] = {}
-    seen: set[str] = set()
+    differed: list[int] = []
 
     async def hook(step: str, key: str) -> None:
         for _ in range(rng.randrange(8)):
@@ -476,11 +478,23 @@ async def mixed_faults(
                 book.acked(text)
                 done[key] = max(done.get(key, 0), told.version)
 
+        async def pause() -> None:
+            rows.hook = nothing
+            for each in (one, other):
+
+                async def answers(each: Any = each) -> bool:
+                    await outcome_of(each.get("k0"))
+                    owed = getattr(each, "_entries", None)
+                    return not (owed and owed._owed)
+
+                await eventually(answers, within=10)
+            different = await _differing(other, rows)
+            differed.append(len(different))
+            rows.hook = hook
+
         rows.hook = hook
-        kinds = ["reset", "lose", "drop", "none", "none"]
-        if make is WriteThrough:
-            kinds.append("evict")  # it would mend the others
-        while book.faults < enough:
+        kinds = ["reset", "lose", "drop", "none", "none", "evict"]
+        while len(differed) < PAUSES:
             kind = rng.choice(kinds)
             before = p.injected
             toxic = None
@@ -499,22 +513,13 @@ async def mixed_faults(
                 toxic.remove()
             if p.injected > before:
                 book.injected(p.injected - before)
-            if make is not WriteThrough:  # which may still owe a drop
-                seen |= await _differing(other, rows)
-        rows.hook = nothing
-        for each in (one, other):
-
-            async def answers(each: Any = each) -> bool:
-                await outcome_of(each.get("k0"))
-                owed = getattr(each, "_entries", None)
-                return not (owed and owed._owed)
-
-            await eventually(answers, within=10)
+            if book.faults >= enough * (len(differed) + 1) / PAUSES:
+                await pause()
         for key, version in done.items():
             assert await rows.version(key) >= version, "an acknowledged version is missing"
         for text in rows.texts:
             book.effect(text)
-        return len(seen | await _differing(other, rows))
+        return differed
 
 
 async def _differing(cached: Any, rows: Rows) -> set[str]:

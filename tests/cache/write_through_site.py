@@ -65,6 +65,7 @@ class Rows:
     """A table, how often it was asked, and a hook before and after each statement.
 
     Attributes:
+        db: where it is.
         hook: is told "load", "loaded", "store" and "stored" with the key; it may wait or raise.
         loads: how many there were.
         stored: the keys of the writes that were committed.
@@ -74,6 +75,7 @@ class Rows:
     """
 
     def __init__(self, db: Database) -> None:
+        self.db = db
         self.table = VersionedTable(db, "thing", key="id", columns=("v",))
         self.hook: Callable[[str, str], Awaitable[None]] = nothing
         self.loads = self.running = self.most = 0

@@ -30,7 +30,8 @@ a write, and so may a restart from an old file, or eviction; then the old value 
 or the next write. The source loses nothing. The same bound holds for a writer that dies while Redis is cut
 off from it and not from readers; that was paused (or its COMMIT delayed) for longer than `lease`, and dies
 before it can drop the entry; and for whoever writes to the source beside the cache and does not `invalidate`.
-The source must give versions (2): see `patterns.cache.write_through.table`. A source that changes what it is
+The source must give versions (2); where they
+begin anew (a restored backup), an entry stays until its `ttl` ends or the key is written: see `patterns.cache.write_through.table`. A source that changes what it is
 given (triggers, defaults, rounding) differs from the cache. `put` overwrites: of two read-modify-writes one
 is lost, unless the source compares. `put_many` is no transaction.
 
@@ -345,12 +346,16 @@ class WriteThrough:
         except NoCache:
             written = Written(version, cached=False, stale_for=self._left(write))
         except asyncio.CancelledError:  # Redis may have the old value
+            self._wrote(write, version, cached=False)
             with suppress(NoCache):
                 await self._entries.drop([write.key], bound=self._left(write))
             raise
-        took = self._clock.monotonic() - write.began
-        emit(self._on_event, WrittenThrough(self.name, write.key, version, written.cached, took))
+        self._wrote(write, version, cached=written.cached)
         return written
+
+    def _wrote(self, write: _Write, version: int, *, cached: bool) -> None:
+        took = self._clock.monotonic() - write.began
+        emit(self._on_event, WrittenThrough(self.name, write.key, version, cached, took))
 
     async def _failed(self, write: _Write, error: BaseException) -> None:
         """Leave the entry as it was where the source refused; else drop it, and leave the mark."""

@@ -90,12 +90,12 @@ if others then
 else
   redis.call('DEL', writes)
 end
-if not newer(version, stored) then
-  settle()
-  return 0
+if sure and latest then -- what is there is older, whatever it says: versions may begin anew
+  put(version, ARGV[4], ARGV[5])
+  return ARGV[4] ~= '' and 1 or 0
 end
-put(version, (sure and latest) and ARGV[4] or '', ARGV[5])
-return (sure and latest and ARGV[4] ~= '') and 1 or 0
+if newer(version, stored) then redis.call('DEL', value) else settle() end
+return 0
 """,
 )
 

@@ -43,6 +43,9 @@ class VersionedTable:
                 raise ValueError(f"tables and columns must be plain names, got {name!r}")
         if not columns:
             raise ValueError("columns must be at least one, got none")
+        taken = [name.lower() for name in (key, "version", "deleted", *columns)]
+        if len(set(taken)) < len(taken):
+            raise ValueError(f"key and columns must be different, and not version or deleted, got {taken}")
         self._database, self._columns = database, tuple(columns)
         names = ", ".join(columns)
         places = ", ".join(f"${number}" for number in range(3, 3 + len(columns)))
