@@ -30,10 +30,10 @@ a write, and so may a restart from an old file, or eviction; then the old value 
 or the next write. The source loses nothing. The same bound holds for a writer that dies while Redis is cut
 off from it and not from readers; that was paused (or its COMMIT delayed) for longer than `lease`, and dies
 before it can drop the entry; and for whoever writes to the source beside the cache and does not `invalidate`.
-The source must give versions (2); where they
-begin anew (a restored backup), an entry stays until its `ttl` ends or the key is written: see `patterns.cache.write_through.table`. A source that changes what it is
-given (triggers, defaults, rounding) differs from the cache. `put` overwrites: of two read-modify-writes one
-is lost, unless the source compares. `put_many` is no transaction.
+The source must give versions (2), see `patterns.cache.write_through.table`; where they begin anew (a restored
+backup), an entry stays until its `ttl` ends or its key is written. A source that changes what it is given
+(triggers, defaults, rounding) differs from the cache. `put` overwrites: of two read-modify-writes one is
+lost, unless the source compares. `put_many` is no transaction.
 
 Redis keys: `<app>:{write_through:<name>/<key>}:value|generation|writes`; see
 `patterns.cache.write_through.entries`.
