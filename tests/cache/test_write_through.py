@@ -52,6 +52,7 @@ from tests.cache.write_through_checks import (
     check_writes_do_without_redis,
     deaths,
     mixed_faults,
+    writers,
 )
 from tests.cache.write_through_site import (
     LEASE,
@@ -156,24 +157,21 @@ async def test_writing_twice_ends_with_two_values(url: str, app: str, database: 
 
 @ONCE
 @pytest.mark.invariant(2)
-def test_writers_readers_and_losses_agree_in_drawn_orders(
-    url: str, app: str, database: Home, server: Server
-) -> None:
+def test_writers_readers_and_losses_agree_in_drawn_orders(url: str, app: str, database: Home) -> None:
     """Three writers, one of them a deletion, a load, lost values and marks, and drops, in drawn orders."""
-    numbers = itertools.count()
+    with asyncio.Runner() as runner:
+        lent = writers(url, app, database, WriteThrough)
+        agree_on = runner.run(lent.__aenter__())
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    @given(st.lists(st.sampled_from("aaabbbcccrrrr-ox"), min_size=6, max_size=18), st.booleans())
-    def agree(order: Sequence[str], deletes: bool) -> None:
-        async def run() -> None:
-            async with database.opened() as db:
-                await db.execute("DROP TABLE IF EXISTS thing")
-            given_name = f"{app}-{next(numbers)}"
-            await check_writers_agree(url, given_name, database, WriteThrough, [order], deletes=deletes)
+        @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given(st.lists(st.sampled_from("aaabbbcccrrrr-ox"), min_size=6, max_size=18), st.booleans())
+        def agree(order: Sequence[str], deletes: bool) -> None:
+            runner.run(agree_on(order, deletes=deletes))
 
-        asyncio.run(run())
-
-    agree()
+        try:
+            agree()
+        finally:
+            runner.run(lent.__aexit__(None, None, None))
 
 
 @pytest.mark.invariant(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from tests.faults import Ledger, Proxy, proxy
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from patterns.keyspace import Client
     from tests.postgres import Home
@@ -76,7 +77,15 @@ async def check_the_source_comes_first(url: str, app: str, database: Home, make:
 async def check_writers_agree(
     url: str, app: str, database: Home, make: Make, orders: Sequence[Sequence[str]], *, deletes: bool
 ) -> None:
-    """Writers `a`, `b`, `c` and a reader `r`, each of its own process, take steps in each of the `orders`.
+    """Writers and readers take steps in each of the `orders`; see `writers`."""
+    async with writers(url, app, database, make) as agree:
+        for order in orders:
+            await agree(order, deletes=deletes)
+
+
+@asynccontextmanager
+async def writers(url: str, app: str, database: Home, make: Make) -> AsyncIterator[Any]:
+    """Lend the check of one order in which `a`, `b`, `c` and a reader `r`, processes all, take their steps.
 
     `-` loses the value, `o` the marks, `x` drops it. Each key exists before; if `deletes`, `b` deletes it.
     """
@@ -87,11 +96,12 @@ async def check_writers_agree(
         cache(url, app, rows, make) as two,
         cache(url, app, rows, make) as three,
     ):
-        steps = Steps(rows)
+        steps, numbers = Steps(rows), itertools.count()
         for each in (one, two, three):
             steps.part(each)
-        for number, order in enumerate(orders):
-            key = f"k{number}"
+
+        async def agree(order: Sequence[str], *, deletes: bool) -> None:
+            key = f"k{next(numbers)}"
             await one.put(key, v("old"))
             steps.clear()
             for name in sorted(set(order) & set("abcr")):
@@ -117,6 +127,8 @@ async def check_writers_agree(
                 left = await client.pttl(names(app, key)[0])
                 full = 1000 * (1 if truth is None else LEASE)
                 assert left > full or left == -2, f"a life is cut off for good, after {done}"
+
+        yield agree
 
 
 def deaths() -> list[str]:
