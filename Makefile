@@ -76,5 +76,5 @@ venv-bench:
 
 known:
 	@case "$$PATTERN" in "") ;; */*) test -e "patterns/$$PATTERN.py" || test -e "patterns/$$PATTERN/__init__.py" ;; \
-		*) false ;; esac || { \
+		*) test -e "docs/$$PATTERN.md" ;; esac || { \
 		echo "There is no pattern '$$PATTERN' here: give a key such as resiliency/circuit_breaker." >&2; exit 2; }

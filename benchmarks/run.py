@@ -1,8 +1,10 @@
 """Run benchmarks and write their results: `python -m benchmarks.run [category/name ...]`.
 
-A benchmark is a module `benchmarks/<category>/<name>.py` with
+A benchmark is a module `benchmarks/<category>/<name>.py`, or `benchmarks/<name>.py` where a page across
+patterns is `docs/<name>.md`, with
 
-- `measure() -> list[Row]`: the rows, each compared with the one baseline of its unit;
+- `measure() -> list[Row]`: the rows, each compared with the one baseline of its unit; for a page across
+  patterns with that of its question, which stands before the colon (`<!-- chart: question -->`);
 - `bounds(rows) -> list[str]`: a sentence for each promise that the rows break (empty: all held).
 """
 
@@ -23,9 +25,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def keys() -> list[str]:
-    """Return the keys of all benchmarks."""
+    """Return the keys of all benchmarks: those of patterns, then those of pages across patterns."""
     found = sorted((ROOT / "benchmarks").glob("*/*.py"))
-    return [f"{path.parent.name}/{path.stem}" for path in found if path.stem != "__init__"]
+    shared = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    return [
+        *(f"{path.parent.name}/{path.stem}" for path in found if path.stem != "__init__"),
+        *(name for name in shared if (ROOT / "docs" / f"{name}.md").is_file()),
+    ]
 
 
 def main(wanted: list[str]) -> int:

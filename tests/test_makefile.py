@@ -285,6 +285,15 @@ def test_known_pattern_is_handed_on(machine: Machine) -> None:
     assert "-m pytest -q -s -W error -m fault tests/demo/test_thing.py" in faults
 
 
+def test_page_across_patterns_is_measured_like_a_pattern(machine: Machine) -> None:
+    """PATTERN may name a page one level up, such as docs/composing.md, and nothing that has no page."""
+    (machine.tree / "docs").mkdir()
+    (machine.tree / "docs/comparing.md").touch()
+    assert "ran: -m benchmarks.run comparing\n" in machine.make("bench", "PATTERN=comparing").stdout
+    assert "ran: -m tools.examples comparing\n" in machine.make("examples", "PATTERN=comparing").stdout
+    assert "There is no pattern 'compared' here" in machine.make("bench", "PATTERN=compared").stderr
+
+
 # What the commands run
 
 

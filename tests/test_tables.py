@@ -141,6 +141,37 @@ def test_a_chart_is_readable_without_seeing_it_and_on_any_background() -> None:
     assert not re.search(r"#[0-9a-f]{3,6}|rgb", html)
 
 
+def answers() -> dict[str, Any]:
+    """Return what a page across patterns asked: one question, and one that begins with the same words."""
+    waits = costs(("waits: without", 4.0, 1.0), ("waits: ours", 1.0, 0.25), unit="ms")
+    waits["rows"][0]["baseline"] = True
+    waits["rows"][1] |= {"ours": True, "n": 2000, "note": "in the best round"}
+    waits["rows"] += costs(("waits, at night: ours", 9.0, 1.0), unit="s")["rows"]
+    return waits
+
+
+def test_a_page_across_patterns_has_a_chart_for_each_question() -> None:
+    """A question's chart holds its cases and no others, without repeating the question, and says how many."""
+    assert tables.questions(answers()) == ["waits", "waits, at night"]
+    html = tables.question_chart(answers(), "waits")
+    svg = ElementTree.fromstring(html).find("svg")
+    assert svg is not None
+    assert svg.get("aria-label") == "without 4 ms; ours 1 ms"
+    bars = re.findall(r'width="([\d.]+)%" height="\d+" rx="2" class="(\w+)"', html)
+    assert [bar for bar in bars if bar[1] != "track"] == [("100.00", "baseline"), ("25.00", "ours")]
+    assert "N = 1,000 to 2,000 each; ratios are to without. in the best round" in html
+
+
+def test_a_question_that_nobody_measured_is_told() -> None:
+    """A chart's mistyped question is refused with those that there are, and so is one of two units."""
+    with pytest.raises(ValueError, match="'wait'; measured: waits, waits, at night"):
+        tables.question_chart(answers(), "wait")
+    both = answers()
+    both["rows"][1]["unit"] = "s"
+    with pytest.raises(ValueError, match="'waits' is measured in ms and s"):
+        tables.question_chart(both, "waits")
+
+
 def test_the_checked_line_takes_the_older_date_and_every_version() -> None:
     """A page is as old as the oldest of the results that it stands on."""
     examples = {**BASE, "executed": 12, "date": "2026-11-25", "rows": []}

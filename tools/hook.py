@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = get_plugin_logger("handbook")
 
-_MARKER = re.compile(r"^<!-- ([a-z]+(?:: [a-z]+)?) -->$", re.MULTILINE)
+_MARKER = re.compile(r"^<!-- ([a-z]+(?:: [a-z][a-z ,]*)?) -->$", re.MULTILINE)
 _SHOWN = re.compile(
     r'^(?P<fence>`{3,})[^\n`]*\n(?P<includes>(?:--8<-- "[^"\n]+"\n|\n)+)(?P=fence)$', re.MULTILINE
 )
@@ -221,10 +221,16 @@ def _fill(marker: str, key: str, link: site_pages.Link) -> str:
         "categories": lambda: site_pages.shelves(catalogue, link),
         "symptoms": lambda: site_pages.symptom_list(catalogue, link),
     }
-    if marker not in makers:
-        # `<!-- material/tags -->` and ordinary comments do not look like this; a typing error does.
-        raise site_pages.Unmade(f"<!-- {marker} --> is not one of {', '.join(makers)}")
-    return makers[marker]()
+    if marker in makers:
+        return makers[marker]()
+    kind, _, question = marker.partition(": ")
+    if kind == "chart" and key not in catalogue.patterns:  # of a page across patterns
+        try:
+            return tables.question_chart(result("benchmarks"), question)
+        except ValueError as error:
+            raise site_pages.Unmade(f"<!-- {marker} -->: {error}") from error
+    # `<!-- material/tags -->` and ordinary comments do not look like this; a typing error does.
+    raise site_pages.Unmade(f"<!-- {marker} --> is not one of {', '.join(makers)}")
 
 
 def _shown(match: re.Match[str], page: Page, link: site_pages.Link) -> str:

@@ -12,7 +12,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-__all__ = ["checked", "cost_chart", "cost_table", "fault_table", "number", "prose", "totals"]
+__all__ = [
+    "checked",
+    "cost_chart",
+    "cost_table",
+    "fault_table",
+    "number",
+    "prose",
+    "question_chart",
+    "questions",
+    "totals",
+]
 
 Document = Mapping[str, Any]
 
@@ -85,6 +95,36 @@ def cost_chart(document: Document) -> str:
     charts = "".join(_chart(unit, rows) for unit, rows in by_unit.items())
     note = f"Each bar is as long as its value; the ratio is to the baseline. {_made(document)}"
     return f'<figure class="chart">{charts}<figcaption>{note}</figcaption></figure>'
+
+
+def questions(document: Document) -> list[str]:
+    """Return what a page across patterns asks, in order: what stands before the colon of its cases."""
+    return list(dict.fromkeys(row["case"].partition(": ")[0] for row in document["rows"]))
+
+
+def question_chart(document: Document, question: str) -> str:
+    """Return the bar chart of one question of a page across patterns, as inline SVG.
+
+    When and on what all of them were measured is said once, under the page's table.
+
+    Raises:
+        ValueError: nobody has measured that, or its cases differ in their units.
+    """
+    asked = [row for row in document["rows"] if row["case"].startswith(f"{question}: ")]
+    if not asked:
+        raise ValueError(f"no case begins with {question!r}; measured: {', '.join(questions(document))}")
+    units = sorted({row["unit"] for row in asked})
+    if len(units) > 1:
+        raise ValueError(f"{question!r} is measured in {' and '.join(units)}: one chart has one unit")
+    rows = [{**row, "case": row["case"].removeprefix(f"{question}: ")} for row in asked]
+    notes = list(dict.fromkeys(prose(row["note"]) for row in rows if row["note"]))
+    counts = sorted({row["n"] for row in rows})
+    many = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    base = "".join(row["case"] for row in rows if row["baseline"])
+    note = " ".join(
+        [f"N = {many} each; ratios are to {escape(base)}." if base else f"N = {many} each.", *notes]
+    )
+    return f'<figure class="chart">{_chart(units[0], rows)}<figcaption>{note}</figcaption></figure>'
 
 
 def checked(examples: Document, faults: Document | None) -> str:
