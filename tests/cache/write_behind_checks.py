@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.cache.write_behind_site import Site
 
 
-async def the_writer_is_not_needed(at: Site) -> None:
+async def check_the_writer_is_not_needed(at: Site) -> None:
     """A writer puts twenty things and is gone; a flusher takes some and is gone; another one comes."""
     keys = [f"key {number}" for number in range(20)]
     writer = at.writer()
@@ -36,7 +36,7 @@ async def the_writer_is_not_needed(at: Site) -> None:
     assert got == list(range(20)), f"{got.count(None)} acknowledged writes are lost"
 
 
-async def never_back(at: Site, late: str) -> None:
+async def check_never_back(at: Site, late: str) -> None:
     """A flusher is held up with an old value in its hands; meanwhile a newer one comes."""
     writer, stuck = at.writer(), at.source.behind_a_gate()
     await writer.put("a", n(1))
@@ -66,7 +66,7 @@ async def never_back(at: Site, late: str) -> None:
     assert await at.source.value("a") == 3
 
 
-async def a_forgetful_redis(at: Site) -> None:
+async def check_a_forgetful_redis(at: Site) -> None:
     """The queues are empty all of a sudden, and writing goes on."""
     writer = at.writer()
     for number in range(3):
@@ -79,7 +79,7 @@ async def a_forgetful_redis(at: Site) -> None:
     assert await at.source.value("a") == 3, "a write after the loss is taken for an old one"
 
 
-async def one_of_many(at: Site) -> None:
+async def check_one_of_many(at: Site) -> None:
     """A thousand writes to a few keys, and 250 to others, are flushed."""
     writer = at.writer(shards=1)
     for number in range(300):
@@ -95,7 +95,7 @@ async def one_of_many(at: Site) -> None:
     assert len(sizes) == 3
 
 
-async def all_in_order(at: Site) -> None:
+async def check_all_in_order(at: Site) -> None:
     """The same, where each write counts."""
     writer = at.writer(coalesce=False)
     for number in range(30):
@@ -110,7 +110,7 @@ async def all_in_order(at: Site) -> None:
     assert all(len({change.key for change in call}) == len(call) for call in at.source.calls)
 
 
-async def the_delay(at: Site) -> None:
+async def check_the_delay(at: Site) -> None:
     """Changes wait for later ones of their key, but not for ever, and not in a shard that is half full."""
     options: dict[str, Any] = {"shards": 1, "delay": 3600, "capacity": 20}
     writer, flusher = at.writer(**options), at.flusher(**options)
@@ -130,7 +130,7 @@ async def the_delay(at: Site) -> None:
     assert len(at.source.stored) == 19, "half full, and it waits"
 
 
-async def reads_see_writes(at: Site) -> None:
+async def check_reads_see_writes(at: Site) -> None:
     """One process writes, another reads, before, during and after the flush, and where the source refuses."""
     writer, reader = at.writer(), at.writer(1)
 
@@ -169,7 +169,7 @@ async def reads_see_writes(at: Site) -> None:
     assert await read() == n(3), "the reader sees what was before: the change is parked"
 
 
-async def bounded(at: Site) -> None:
+async def check_bounded(at: Site) -> None:
     """Twelve keys are written where ten changes have room; then a writer waits for room."""
     heard = Recorder()
     options: dict[str, Any] = {"shards": 1, "capacity": 10}
@@ -195,7 +195,7 @@ async def bounded(at: Site) -> None:
     assert got == [0, 1, 2, 33, 4, 5, 6, 7, 8, 9, 10, None]
 
 
-async def poison(at: Site) -> None:
+async def check_poison(at: Site) -> None:
     """One of twenty changes is refused; then the source is away for a hundred tries."""
     writer, flusher = at.writer(shards=1), at.flusher(shards=1)
     at.source.error = lambda batch: ValueError() if any(each.key == "bad" for each in batch) else None
@@ -229,7 +229,7 @@ async def poison(at: Site) -> None:
     assert (await writer.stats()).parked == 0
 
 
-async def close(at: Site) -> None:
+async def check_close(at: Site) -> None:
     """Thirty changes wait for their delay when the flusher closes; then the source is stuck."""
     writer = at.writer(delay=3600)
     for number in range(30):
@@ -250,7 +250,7 @@ async def close(at: Site) -> None:
     assert (flusher.left, await at.source.value("a")) == ((), 1)
 
 
-async def takeover(at: Site) -> None:
+async def check_takeover(at: Site) -> None:
     """Two flushers meet; one dies with the shards in its hands."""
     heard = Recorder()
     writer = at.writer()
@@ -310,7 +310,7 @@ ODD_KEYS = [
 ]
 
 
-async def bad_input(at: Site) -> None:
+async def check_bad_input(at: Site) -> None:
     """Values and keys of every unfit kind are put."""
     writer = at.writer(max_bytes=1000)
     for value in BAD:
@@ -324,7 +324,7 @@ async def bad_input(at: Site) -> None:
     assert sum([await at.clients[0].exists(key) for key in left]) == 0, "something was written"
 
 
-async def one_number(at: Site) -> None:
+async def check_one_number(at: Site) -> None:
     """Four shards are in use; a reader, a writer and a flusher come that count otherwise."""
     writer = at.writer(shards=4)
     for number in range(20):

@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from redis.asyncio import RedisCluster
+
 from patterns.cache.write_behind import (
     DELETED,
     Change,
@@ -154,11 +156,19 @@ class Site:
             await client.zadd(self.key("queue", shard), {version: since - seconds * 1e6})
 
 
+_COMMANDS: dict[str, Any] = {}  # what a cluster says of its commands: the same each time, and long to read
+
+
 @asynccontextmanager
 async def site(place: Place, home: Home, kit: Kit | None = None, app: str = "") -> AsyncIterator[Site]:
     """Open a site; its table is made if it is not there."""
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(opened(place.url)) for _ in range(2)]
+        for client in clients:
+            if isinstance(client, RedisCluster):
+                client.commands_parser.commands = dict(_COMMANDS)
+                await client.initialize()
+                _COMMANDS.update(client.commands_parser.commands)
         db = await stack.enter_async_context(home.opened())
         await db.execute(TABLE.replace("TABLE", "TABLE IF NOT EXISTS", 1))
         await db.execute("DELETE FROM item")

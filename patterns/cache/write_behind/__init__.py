@@ -13,32 +13,34 @@ Guaranteed, each by a test that rejects a naive variant:
 3. Of the writes of a key within `delay`, one reaches the source: the last. With `coalesce=False` all do, in
    order, each once. A call of the store has at most `batch` changes, and each key once.
 4. Once `put` or `delete` has returned, `get` in any process returns that value or a later one: before the
-   flush, during it and after it, also while the change is parked.
+   flush, during it and after it, also while the change is parked. Who counts the shards otherwise than those
+   before, and so would look into another queue, or leave some behind, gets OtherShards.
 5. A shard holds at most `capacity` changes. A write that finds no room waits `max_wait`, then raises
    QueueFull; one that replaces a waiting one needs none. Nothing is dropped. `lag_seconds` is the age of the
    oldest change that waits.
 6. A change that the source has refused `max_attempts` times is parked, where it can be seen, redriven or
    discarded; the others go on. An outage of the source, however long, parks nothing.
-7. A flusher that closes stores for at most `drain` seconds, and says which keys are left; they stay in Redis,
-   and the next flusher goes on with them.
+7. A flusher that closes stores what waits by then, for at most `drain` seconds, and says which keys are left;
+   they stay in Redis, and the next flusher goes on with them.
 8. One flusher has a shard at a time, while its lease holds; the shard of one that was killed or paused is
    another's after `lease`, and what the old one stores later changes nothing that is newer.
 9. What cannot be encoded, decoded again, or is larger than `max_bytes` raises NotStorable before anything is
    written. What cannot be read is parked.
 
 Not guaranteed. Redis replicates asynchronously: a failover loses the last acknowledged writes, and they exist
-nowhere else, so they are lost for good. `wait_replicas` makes that unlikely, not impossible. A restart loses
-what was not on disk: all of it without an append-only file, up to a second with `appendfsync everysec`. An
-older change can come back in either case; where the source has a newer version it is parked, not stored.
-Changes of different keys reach the source in any order, and are not one transaction. A write whose reply was
-lost (OutcomeUnknown) or that too few replicas have (NotReplicated) may reach the source. What the source
-would refuse is found out after the acknowledgement: check before you put. A change that kills the process of
-each flusher is not counted as refused.
+nowhere else, so they are lost for good. `wait_replicas` makes that unlikely, not impossible; where no replica
+is left each put takes `wait_seconds` and ends in NotReplicated. A restart loses what was not on disk: all of
+it without an append-only file, up to a second with `appendfsync everysec`. An older change can come back in
+either case; where the source has a newer version it is parked, not stored. Changes of different keys reach
+the source in any order, and are not one transaction. A write whose reply was lost (OutcomeUnknown) or that
+too few replicas have (NotReplicated) may reach the source. What the source would refuse is found out after
+the acknowledgement: check before you put. A change that kills the process of each flusher is not counted as
+refused.
 
 The store must keep versions (2, 8): see `patterns.cache.write_behind.table`. Redis keys: see
 `patterns.cache.write_behind.shard`; none expires, so Redis (7, or Valkey) must not evict (`noeviction`). All
-writers and flushers of one name have one policy; who has another number of shards than the first gets
-OtherShards, unless Redis has forgotten that number with all the rest.
+writers and flushers of one name have one policy. The number of shards is compared once in each process: one
+that runs on while Redis forgets everything may meet one that counts otherwise.
 
 For the tasks of one event loop.
 

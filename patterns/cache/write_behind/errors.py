@@ -74,5 +74,5 @@ class OtherShards(RuntimeError):
         self.name, self.ours, self.theirs, self.key = name, ours, theirs, key
 
     def __str__(self) -> str:
-        how = f"stop its writers, let a flusher with {self.theirs} drain it, and delete {self.key}"
+        how = f"let flushers with {self.theirs} drain it, settle what is parked, stop all, delete {self.key}"
         return f"{self.name!r} has {self.theirs} shards, the policy says {self.ours}: to change it, {how}"
