@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import aiobreaker
 import circuitbreaker
 import purgatory
+import pybreaker
 
 from benchmarks.paired import Case, time_async, time_sync
 from patterns.resiliency.circuit_breaker import CircuitBreaker, Policy
@@ -105,6 +106,7 @@ def measure() -> list[Row]:
     peer_circuitbreaker: Any = circuitbreaker.CircuitBreaker(
         failure_threshold=5, recovery_timeout=60, expected_exception=ConnectionError
     )
+    peer_pybreaker: Any = pybreaker.CircuitBreaker(fail_max=5, reset_timeout=60)
     factory: Any = purgatory.AsyncCircuitBreakerFactory(default_threshold=5, default_ttl=60)
     by_purgatory = factory("payments")(dependency)
     by_aiobreaker = peer_aiobreaker(dependency)
@@ -146,6 +148,11 @@ def measure() -> list[Row]:
                 note="baseline of the sync rows",
             ),
             Case("sync: circuitbreaker, decorator", peer_circuitbreaker(sync_dependency)),
+            Case(
+                "sync: pybreaker, decorator",
+                peer_pybreaker(sync_dependency),
+                note="consecutive failures; around an `async def` it would never open",
+            ),
             Case("sync: this module, with", plain, ours=True),
         ]
     )
