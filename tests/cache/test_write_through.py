@@ -34,9 +34,11 @@ from patterns.cache.write_through import (
     Written,
     WrittenThrough,
 )
+from patterns.cache.write_through import entries as write_through_entries
 from patterns.clock import ManualClock
 from patterns.events import Recorder
 from patterns.keyspace import opened
+from patterns.outage import NoCache
 from tests.cache import write_through_site as naive
 from tests.cache.write_through_checks import (
     KEYS,
@@ -203,8 +205,9 @@ async def test_versions_are_compared_as_whole_numbers(
         assert await entries.keep("a", "two", newer, b'1 0 +\n"newer"', 60, bound=1)
         assert not await entries.keep("a", "one", older, b'1 0 +\n"older"', 60, bound=1)
         assert await cached.peek("a") == "newer"
-        for token, version in (("one", older), ("two", newer)):
+        for token in ("one", "two"):
             await entries.mark("b", token)
+        for token, version in (("one", older), ("two", newer)):
             assert await entries.keep("b", token, version, b'1 0 +\n"newer"', 60, bound=1)
 
 
@@ -453,6 +456,24 @@ async def test_a_cluster_that_is_away_is_no_failed_write(url: str, app: str, dat
 
 @ONCE
 @pytest.mark.invariant(4)
+async def test_a_mark_that_failed_slowly_takes_no_time_from_the_source(
+    url: str, app: str, database: Home
+) -> None:
+    """Nobody waits for its lease, so the source has a whole one of its own."""
+    clock = ManualClock()
+    async with source(database) as rows, cache(url, app, rows, clock=clock) as cached:
+
+        async def away(*_: Any) -> None:
+            await clock.advance(LEASE)
+            raise NoCache
+
+        cached._entries.mark = away
+        assert await cached.put("a", v(1)) == Written(1, cached=False)
+        assert await rows.has("a") == await cached.get("a") == v(1)
+
+
+@ONCE
+@pytest.mark.invariant(4)
 @pytest.mark.fault("Redis is cut off after the source has committed, and before")
 async def test_writes_do_without_redis(
     url: str, app: str, database: Home, ledger: Callable[..., Ledger]
@@ -511,6 +532,38 @@ async def test_what_is_owed_is_paid_in_parts_and_forgotten_when_it_has_gone(serv
         assert await cached.peek("1") is MISS
         assert not cached._entries._owed
         assert heard.names().count("Invalidated") == 600
+
+
+@pytest.mark.invariant(4)
+async def test_of_two_debts_of_a_key_the_longer_one_stays(
+    server: Server, app: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write that fails again shortens nothing; and one while a drop is out costs another drop."""
+    clock, drops = ManualClock(), []
+    async with (
+        proxy(server.port) as p,
+        opened(server.url) as direct,
+        cache(p.url, app, None, clock=clock, timeout=30) as cached,
+    ):
+        entries = cached._entries
+        p.down()
+        for bound in (100, 1):
+            with pytest.raises(NoCache):
+                await entries.drop(["a"], bound=bound)
+        p.up()
+        await direct.hset(names(app, "a")[0], mapping={"entry": b"1 0 +\n1", "version": 1})
+        await clock.advance(50)
+        paid = vars(write_through_entries)["DROP"]
+
+        async def drop(client: Any, **given: Any) -> Any:
+            drops.append(await paid(client, **given))
+            if len(drops) == 1:
+                entries._owe(["a"], 100, OSError())
+
+        monkeypatch.setattr(write_through_entries, "DROP", drop)
+        assert await cached.peek("a") is MISS, "the longer debt was forgotten"
+        assert len(drops) == 2, "the second debt was taken for the first"
+        assert not entries._owed
 
 
 @pytest.mark.invariant(4)
@@ -813,6 +866,12 @@ async def test_a_load_that_a_write_overlapped_is_not_kept(url: str, app: str, da
         await there._entries.unmark("a", "under way")
         assert await here.get("a") == v("old")
         assert await here.peek("a") == v("old")
+        await client.delete(names(app, "a")[0])
+        turn = await here._entries.begin("a")
+        assert await there._entries.fill("a", turn.generation, 2, b"1 0 +\n2", 60)
+        assert not await here._entries.fill("a", turn.generation, 1, b"1 0 +\n1", 60), (
+            "an older load was kept"
+        )
         await client.delete(names(app, "a")[0])
         turn = await here._entries.begin("a")
         await there._entries.mark("a", "begins")
