@@ -628,12 +628,13 @@ async def test_a_defect_while_closing_leaves_no_task_behind(
         writer, flusher = at.writer(), at.flusher(drain=5)
         for number in range(20):
             await writer.put(f"key {number}", n(number))
-        flush = flusher._flush
+        flush, failed = flusher._flush, asyncio.Event()
 
         async def broken(lane: Any, taken: Any) -> None:
             if lane is flusher._lanes[0]:
+                failed.set()
                 raise KeyError("a defect")
-            await asyncio.sleep(0.01)
+            await failed.wait()
             await flush(lane, taken)
 
         monkeypatch.setattr(flusher, "_flush", broken)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from patterns.cache.write_behind import NotReplicated
+from patterns.clock import SYSTEM_CLOCK
 from patterns.embedded import Server
 from patterns.keyspace import OutcomeUnknown
 from tests.cache.write_behind_site import n, site
@@ -125,7 +126,7 @@ class Load:
         while not self._stop:
             answered = await put_all(self._writer, [next(self._numbers)], self._book)
             self.answered += answered  # not in one line with the await
-            await asyncio.sleep(0 if answered else 0.1)  # as whoever is refused does
+            await SYSTEM_CLOCK.sleep(0 if answered else 0.1)  # who is refused comes back later
 
     async def answers(self, more: int, *, within: float) -> None:
         """Wait until so many more writes were answered."""
