@@ -246,7 +246,7 @@ async def test_races_of_writers_leave_no_difference(
         ):
 
             async def slow(step: str, key: str) -> None:
-                for _ in range(rng.randrange(20)):
+                for _ in range(rng.randrange(200 if step == "stored" else 20)):
                     await asyncio.sleep(0)
 
             async def race(key: str, one: Any = one, other: Any = other, each: Ledger = each) -> None:
