@@ -40,7 +40,7 @@ PROCESSES = 2
 WARM = 2.2  # seconds before anything counts: more than the longest life of a value
 USUAL: dict[str, Any] = {"keys": 2000, "skew": 1.1, "writes": 0.05, "per_second": 400, "seconds": 6.2}
 # Where loads and writes of one key meet: a usual second has too few of that to be counted.
-CROWDED: dict[str, Any] = {"keys": 20, "skew": 1.1, "writes": 0.2, "per_second": 400, "seconds": 6.2}
+CROWDED: dict[str, Any] = {"keys": 10, "skew": 1.1, "writes": 0.3, "per_second": 400, "seconds": 6.2}
 ROUNDS = 3
 KILLS = 3
 
