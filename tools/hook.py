@@ -20,7 +20,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.plugins import event_priority, get_plugin_logger
 from mkdocs.structure.files import File, Files
 
-from tools import site_cache, site_notebook, site_pages, tables
+from tools import site_cache, site_notebook, site_pages, site_search, tables
 from tools.catalogue import Catalogue, Pattern, front_matter, load
 
 if TYPE_CHECKING:
@@ -195,8 +195,10 @@ def on_post_page(output: str, **_: object) -> str:
     return site_notebook.without_scripts(output)
 
 
-def on_post_build(**_: object) -> None:
-    """Forget the pages that are no more."""
+@event_priority(-100)  # after the search index was written
+def on_post_build(config: MkDocsConfig, **_: object) -> None:
+    """Say in the search index what readers type; forget the pages that are no more."""
+    site_search.promise(Path(config.site_dir, "search", "search_index.json"), _builds[0].catalogue)
     _builds[0].store.evict()
 
 
