@@ -250,7 +250,7 @@ def measure() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder, Server() as server:
         file = f"sqlite://{folder}/db"
         usual = rounds(server.url, file, USUAL, count=ROUNDS)
-        crowded = rounds(server.url, file, CROWDED, count=2)
+        crowded = rounds(server.url, file, CROWDED, count=ROUNDS)
         past = rounds(server.url, file, USUAL, count=1, told=False)
         rows = [
             *_rows("answered without the source", "%", "hits", usual, NAIVE),
