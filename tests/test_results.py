@@ -1,11 +1,15 @@
-"""The committed results and the tests speak of the same faults."""
+"""The committed results, the tests and the pages speak of the same things."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import pytest
+
+from benchmarks import run
 from tests.faults.rows import declared
-from tools import results
+from tools import results, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -75,3 +79,30 @@ def test_every_difference_is_told(tmp_path: Path) -> None:
         'cache/b: no test declares a fault, so its table "Break it" is empty',
         "cache/gone: results, and no test: remove results/faults/cache/gone.json",
     }
+
+
+MEASURED = run.keys()
+SHARED = [key for key in MEASURED if "/" not in key]
+
+
+def test_a_page_across_patterns_may_have_a_benchmark() -> None:
+    """What is measured is every pattern, and each module one level up that has the name of a page."""
+    assert "comparing_caches" in SHARED
+    assert not {"run", "paired", "caches", "traffic"} & set(SHARED)
+    written = {path.stem for path in (ROOT / "results" / "benchmarks").glob("*.json")}
+    assert written == set(SHARED)
+
+
+@pytest.mark.parametrize("key", SHARED)
+def test_a_page_across_patterns_shows_what_was_measured(key: str) -> None:
+    """Its charts ask what was measured, in whole, and the table below them says on what and when."""
+    document = results.read("benchmarks", key)
+    assert document is not None
+    page = (ROOT / "docs" / f"{key}.md").read_text("utf-8")
+    charts = re.findall(r"^<!-- chart: (.+) -->$", page, re.MULTILINE)
+    assert len(charts) == len(set(charts))
+    assert set(charts) <= set(tables.questions(document))
+    assert "<!-- table: cost -->" in page
+    for question in tables.questions(document):
+        cases = [row for row in document["rows"] if row["case"].startswith(f"{question}: ")]
+        assert sum(row["baseline"] for row in cases) == 1, f"{question}: a ratio is to one baseline"

@@ -105,7 +105,7 @@ def questions(document: Document) -> list[str]:
 def question_chart(document: Document, question: str) -> str:
     """Return the bar chart of one question of a page across patterns, as inline SVG.
 
-    When and on what all of them were measured is said once, under the page's table.
+    When and on what all of them were measured, and their notes, are said once, in the page's table.
 
     Raises:
         ValueError: nobody has measured that, or its cases differ in their units.
@@ -117,13 +117,10 @@ def question_chart(document: Document, question: str) -> str:
     if len(units) > 1:
         raise ValueError(f"{question!r} is measured in {' and '.join(units)}: one chart has one unit")
     rows = [{**row, "case": row["case"].removeprefix(f"{question}: ")} for row in asked]
-    notes = list(dict.fromkeys(prose(row["note"]) for row in rows if row["note"]))
     counts = sorted({row["n"] for row in rows})
     many = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
     base = "".join(row["case"] for row in rows if row["baseline"])
-    note = " ".join(
-        [f"N = {many} each; ratios are to {escape(base)}." if base else f"N = {many} each.", *notes]
-    )
+    note = f"N = {many} each; ratios are to {escape(base)}." if base else f"N = {many} each."
     return f'<figure class="chart">{_chart(units[0], rows)}<figcaption>{note}</figcaption></figure>'
 
 
