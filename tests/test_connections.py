@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -807,17 +808,18 @@ async def check_finds_the_new_primary(make: Make, end: str, calls: list[Any]) ->
     with Cluster("--cluster-node-timeout", "500") as crowd:
         async with AsyncExitStack() as stack:
             clients = {}
-            for call in calls:
-                clients[call] = client = make(crowd.url)
-                stack.push_async_callback(close, client)
-                assert await call(client)
-            old, over = crowd.primary_of("k1"), asyncio.Event()
 
             async def one_call(call: Any) -> bool:
                 try:
                     return bool(await asyncio.wait_for(call(clients[call]), 0.25))
                 except (RedisError, OSError, cache_aside.InvalidationFailed, NoCache):
                     return False
+
+            for call in calls:
+                clients[call] = client = make(crowd.url)
+                stack.push_async_callback(close, client)
+                await eventually(partial(one_call, call), within=10)  # all that is slow at first is done
+            old, over = crowd.primary_of("k1"), asyncio.Event()
 
             async def lives_through_it(call: Any) -> bool:
                 async def until_it_is_over() -> bool:
@@ -856,6 +858,8 @@ async def test_whoever_calls_finds_the_new_primary(end: str) -> None:
 @pytest.mark.naive(6)
 async def test_pipelines_of_redis_py_never_find_the_new_primary() -> None:
     """redis-py reads the map again when a command fails, and not when a pipeline does."""
+    # Its pipeline leaves the tasks of the other nodes with errors that nobody reads.
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
     with pytest.raises(AssertionError, match="never found the new primary: a_pipeline, a_pipeline_that"):
         await check_finds_the_new_primary(
             without_retries, "kill", [a_command, a_pipeline, a_pipeline_that_keeps_errors]
