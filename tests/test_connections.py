@@ -807,7 +807,7 @@ async def check_finds_the_new_primary(make: Make, end: str, calls: list[Any]) ->
     """A primary dies, or falls silent, while clients call, each in one way only and 0.25 s at most."""
     with Cluster("--cluster-node-timeout", "500") as crowd:
         async with AsyncExitStack() as stack:
-            clients = {}
+            clients: dict[Any, Any] = {}
 
             async def one_call(call: Any) -> bool:
                 try:
