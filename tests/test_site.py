@@ -173,6 +173,16 @@ def test_figures_and_relations_are_made_from_results_and_edges(site: Path, key: 
     assert len(page.select(".related li")) == len(catalogue.load(ROOT).edges(key))
 
 
+def test_a_page_across_patterns_has_a_chart_for_each_of_its_markers(site: Path) -> None:
+    """No `<!-- chart: question -->` is left as a comment, which a reader would not see."""
+    text = (ROOT / "docs" / "comparing_caches.md").read_text("utf-8")
+    page = soup(site, "comparing_caches/index.html")
+    captions = [each.get_text().partition(".")[0].lower() for each in page.select("figure.chart figcaption")]
+    assert captions == [each.lower() for each in re.findall(r"<!-- chart: (.+) -->", text)]
+    assert captions
+    assert page.select(".results.cost tbody tr")
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_a_notebook_stands_beside_its_page_and_can_be_downloaded(site: Path, key: str) -> None:
     """Page and notebook link to each other, and the download is the committed file."""

@@ -159,7 +159,7 @@ def test_a_page_across_patterns_has_a_chart_for_each_question() -> None:
     assert svg.get("aria-label") == "without 4 ms; ours 1 ms"
     bars = re.findall(r'width="([\d.]+)%" height="\d+" rx="2" class="(\w+)"', html)
     assert [bar for bar in bars if bar[1] != "track"] == [("100.00", "baseline"), ("25.00", "ours")]
-    assert "N = 1,000 to 2,000 each; ratios are to without.<" in html
+    assert ">Waits. N = 1,000 to 2,000 each; ratios are to without.<" in html
 
 
 def test_a_question_that_nobody_measured_is_told() -> None:

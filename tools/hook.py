@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = get_plugin_logger("handbook")
 
-_MARKER = re.compile(r"^<!-- ([a-z]+(?:: [a-z][a-z ,]*)?) -->$", re.MULTILINE)
+_MARKER = re.compile(r"^<!-- ([a-z]+(?:: [a-z]+)?|chart: .+?) -->$", re.MULTILINE)
 _SHOWN = re.compile(
     r'^(?P<fence>`{3,})[^\n`]*\n(?P<includes>(?:--8<-- "[^"\n]+"\n|\n)+)(?P=fence)$', re.MULTILINE
 )

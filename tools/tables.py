@@ -120,7 +120,8 @@ def question_chart(document: Document, question: str) -> str:
     counts = sorted({row["n"] for row in rows})
     many = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
     base = "".join(row["case"] for row in rows if row["baseline"])
-    note = f"N = {many} each; ratios are to {escape(base)}." if base else f"N = {many} each."
+    note = f"{escape(question[:1].upper() + question[1:])}. N = {many} each"
+    note += f"; ratios are to {escape(base)}." if base else "."
     return f'<figure class="chart">{_chart(units[0], rows)}<figcaption>{note}</figcaption></figure>'
 
 
