@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -74,9 +75,10 @@ def declared(path: Path, pattern: str | None = None) -> list[Declared]:
 def leave(folder: Path, test: str, faults: Iterable[Declared], books: Iterable[Ledger] = ()) -> None:
     """Leave a test's rows for `join`; without books: the test is to run, and has not held yet."""
     rows = [{"pattern": book.pattern, "line": str(book), "row": book.row()} for book in books]
-    part = folder / f"{hashlib.sha256(test.encode()).hexdigest()[:20]}.part"
+    name = hashlib.sha256(test.encode()).hexdigest()[:20]
+    part = folder / f"{name}.{os.getpid()}.part"  # every worker of xdist says at first what is to run
     part.write_text(json.dumps({"test": test, "faults": list(faults), "rows": rows}), "utf-8")
-    part.replace(part.with_suffix(".json"))
+    part.replace(folder / f"{name}.json")
 
 
 def join(folder: Path, order: Sequence[Declared]) -> dict[str, Joined]:
