@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from redis.exceptions import RedisClusterException, RedisError
 
 from patterns.clock import SYSTEM_CLOCK, Clock
+from patterns.entry import JSON, Codec, Json
 from patterns.keyspace import Client, Keyspace, Script
 from patterns.resiliency.fallback.answer import NoCopy, Stale
-from patterns.resiliency.fallback.codec import JSON, Codec, Json
 from patterns.resiliency.fallback.policy import check_seconds
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ class SharedLastGood(Generic[T]):
         refresh: seconds in which this process writes an entity no more than once; 0 writes each answer.
         timeout: seconds that Redis may take, to read or to write.
         back_off: seconds in which nothing is written after a write has failed.
-        codec: turns values into bytes and back.
+        codec: turns values into bytes and back; from JSON a tuple comes back as a list, which
+            `same_contract` finds.
         clock: where durations are read.
     """
 
