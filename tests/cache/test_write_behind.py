@@ -124,8 +124,7 @@ async def test_a_buffer_that_one_process_has_dies_with_it(
     async with site(place, database, kit) as at:
         with pytest.raises(AssertionError, match=complaint):
             await check_the_writer_is_not_needed(at)
-        await asyncio.gather(*naive.AnswersFirst.tasks)
-        naive.AnswersFirst.tasks.clear()
+        await naive.AnswersFirst.let_write()
 
 
 # 2: the source never goes back
