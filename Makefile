@@ -14,7 +14,7 @@ BENCH := .venv-bench/bin/python
 .NOTPARALLEL:
 .SUFFIXES:
 .PHONY: help site serve test quick bench faults examples diagrams notebooks new missing check clean \
-	venv venv-bench known
+	venv venv-bench venv-bench-arq known
 
 help:
 	@echo "The handbook's commands:"
@@ -35,7 +35,7 @@ test: venv ## the whole proof: tests, faults, examples, notebooks, site, types; 
 quick: venv ## what needs no server, browser or container; at most a minute
 	@$(PY) -m tools.prove quick
 
-bench: known venv-bench ## measure with and without, and write results/benchmarks ## [PATTERN=cat/name]
+bench: known venv-bench venv-bench-arq ## measure with and without, and write results/benchmarks ## [PATTERN=cat/name]
 	@$(BENCH) -m benchmarks.run $(if $(PATTERN),"$$PATTERN")
 
 faults: known venv ## inject every fault, and write results/faults ## [PATTERN=cat/name]
@@ -64,7 +64,7 @@ check: venv ## format, lint, check the types, then make test
 	@$(PY) -m tools.prove
 
 clean: ## remove everything that these commands made
-	@rm -rf .venv .venv-bench site .cache .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache \
+	@rm -rf .venv .venv-bench .venv-bench-arq site .cache .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache \
 		.ruff_cache dist
 	@find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -73,6 +73,9 @@ venv:
 
 venv-bench:
 	@PYTHON="$(PYTHON)" sh tools/venv.sh .venv-bench requirements-bench.txt
+
+venv-bench-arq:
+	@PYTHON="$(PYTHON)" sh tools/venv.sh .venv-bench-arq requirements-bench-arq.txt
 
 known:
 	@case "$$PATTERN" in "") ;; */*) test -e "patterns/$$PATTERN.py" || test -e "patterns/$$PATTERN/__init__.py" ;; \

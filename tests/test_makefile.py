@@ -17,7 +17,7 @@ from tools import prove
 
 ROOT = Path(__file__).resolve().parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
-INTERNAL = {"help", "venv", "venv-bench", "known"}
+INTERNAL = {"help", "venv", "venv-bench", "venv-bench-arq", "known"}
 
 # Stands in for a Python: it tells a version, makes an environment out of itself, and "installs" from pip.
 FAKE = """\
@@ -50,6 +50,7 @@ class Machine:
         shutil.copy(ROOT / "tools/venv.sh", self.tree / "tools")
         (self.tree / "requirements.txt").write_text("redis==8.1.0\n")
         (self.tree / "requirements-bench.txt").write_text("redis==8.1.0\n")
+        (self.tree / "requirements-bench-arq.txt").write_text("arq==0.28.0\n")
         self.bin = folder / "bin"
         self.bin.mkdir()
         self.log = folder / "log"

@@ -43,7 +43,7 @@ def tracked() -> list[str]:
             check=True,
         ).stdout.split("\0")
     except (OSError, subprocess.CalledProcessError):
-        unwanted = {".git", ".venv", ".venv-bench", ".cache", "site", "node_modules"}
+        unwanted = {".git", ".venv", ".venv-bench", ".venv-bench-arq", ".cache", "site", "node_modules"}
         listed = [
             path.relative_to(ROOT).as_posix()
             for path in ROOT.rglob("*")
