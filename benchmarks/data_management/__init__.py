@@ -1,1 +1,1 @@
-"""Benchmarks of the patterns in patterns/cache."""
+"""Benchmarks of the patterns in patterns/data_management."""

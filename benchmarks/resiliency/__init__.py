@@ -1,1 +1,1 @@
-"""Resiliency."""
+"""Benchmarks of the patterns in patterns/resiliency."""
