@@ -24,7 +24,7 @@ EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 # Distribution -> the name it is imported by, where they differ.
 IMPORTED_AS = {"opentelemetry-api": "opentelemetry"}
 # Shared noun -> the extra it may use.
-NOUNS_WITH_EXTRA = {"database": "postgres", "embedded": "embedded", "events": "otel"}
+NOUNS_WITH_EXTRA = {"database": "postgres", "embedded": "embedded", "events": "otel", "serving": "container"}
 READ_THE_TIME = {"patterns/clock.py", "patterns/embedded.py"}
 MAKE_CLIENTS = {"patterns/keyspace.py"}
 CALL_MKDOCS = {"tools/hook.py", "tools/site.py", "tools/site_cache.py"}
