@@ -1,7 +1,7 @@
 """The first process of the application's container: `python3 -m patterns.container.work_queue.launcher ...`.
 
-It runs the command that follows once for each call that a worker-manager leaves in the folder they share; see `call`. The
-command knows nothing of this. It finds in its environment
+It runs the command that follows once for each call that a worker-manager leaves in the folder they share; see
+`call`. The command knows nothing of this. It finds in its environment
 
     WORK_ITEM_FILE   the item, to be read
     WORK_ITEM_ID     the same for each attempt at this item: name what you write after it
@@ -124,7 +124,7 @@ class Launcher:
                     reason = await self._watch(process, began + call["timeout"])
                 finally:
                     _kill(process.pid)  # what it has started, too
-                code = await process.wait()
+                code: int | None = await process.wait()
                 await stdout.end(self._clock)
                 await stderr.end(self._clock)
                 _reap(process.pid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -50,7 +50,8 @@ def redis_source(client: Client, key: str) -> web.Application:
         after = request.query.get("after", "0")
         if not (after.isascii() and after.isdecimal() and len(after) <= 20):
             raise web.HTTPBadRequest(text="after must be a cursor")
-        cursor, found = await client.hscan(key, int(after), count=1000)
+        reply: Any = await client.hscan(key, int(after), count=1000)
+        cursor, found = reply
         page: dict[str, object] = {"items": [name.decode(errors="replace") for name in found]}
         return web.json_response(page | ({"next": str(cursor)} if int(cursor) else {}))
 

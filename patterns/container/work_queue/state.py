@@ -230,8 +230,8 @@ class State:
             final: no further attempt can succeed.
         """
         text = json.dumps({"item": job.item, "attempts": job.attempt, **report})
-        args = [job.id, job.token, _ms(seconds), spread, int(final), text]
-        return Ended(_text(await self._run(_FAILED, *args)))
+        took = _ms(seconds)
+        return Ended(_text(await self._run(_FAILED, job.id, job.token, took, spread, int(final), text)))
 
     async def release(self, job: Job, pause: float = 0.0) -> bool:
         """Give the job back unharmed, to be taken in `pause` seconds: this attempt does not count."""

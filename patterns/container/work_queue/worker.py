@@ -127,16 +127,16 @@ class WorkerManager:
             asked = self._clock.monotonic()
             try:
                 job = await self._within(self._state.claim(token))
-                break
             except (RedisError, OSError, TimeoutError) as error:
                 # The same token again: if it was given a job whose reply was lost, it is given that one.
                 if self._stopping.is_set():
                     return False
                 pause = await self._pause_after(error, pause)
-        if job is None:
-            return False
-        await self._lease(job, asked)
-        return True
+            else:
+                break
+        if job is not None:
+            await self._lease(job, asked)
+        return job is not None
 
     # --8<-- [start:lease]
     async def _lease(self, job: Job, asked: float) -> None:
