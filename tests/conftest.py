@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from patterns.embedded import Cluster, Server
     from tests.places import Place
+    from tests.pods import Pods
     from tests.postgres import Home, Postgres
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -358,6 +359,15 @@ def place(kind: str, server: Server, app: str, request: pytest.FixtureRequest) -
     from tests.places import Place  # noqa: PLC0415  a run without Redis needs none of it
 
     return Place(kind, server, request.getfixturevalue("cluster") if kind == "cluster" else None, app)
+
+
+@pytest.fixture(scope="session")
+def pods(needs: Callable[[str], str]) -> Iterator[Pods]:
+    """Plays the Pods of container patterns; see tests/pods.py."""
+    from tests.pods import Pods  # noqa: PLC0415  a run without containers needs none of it
+
+    with Pods(needs("podman")) as running:
+        yield running
 
 
 @pytest.fixture
