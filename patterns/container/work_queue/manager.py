@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
+from patterns.bounds import number
 from patterns.clock import SYSTEM_CLOCK, Clock
 from patterns.container.work_queue.events import (
     HeartbeatLost,
@@ -66,8 +67,7 @@ class Manager:
         clock: Clock = SYSTEM_CLOCK,
         on_event: Listener = ignore,
     ) -> None:
-        if not 0 < request < 1e8:
-            raise ValueError(f"request must be seconds > 0 and < 1e8, got {request!r}")
+        number("request", request, above=0, at_most=1e8)
         self._state = state
         self._source = source
         self._policy = policy

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from patterns.bounds import number, whole
+
 __all__ = ["Policy"]
 
 
@@ -35,14 +37,9 @@ class Policy:
 
     def __post_init__(self) -> None:
         for name in ("parallelism", "backlog", "attempts"):
-            count = getattr(self, name)
-            if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 1_000_000:
-                raise ValueError(f"{name} must be a whole number from 1 to 1000000, got {count!r}")
+            whole(name, getattr(self, name), at_least=1, at_most=1_000_000)
         for name in ("backoff", "backoff_cap", "lease", "timeout", "period", "keep"):
-            seconds = getattr(self, name)
-            number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-            if not (number and 0.001 <= seconds <= 1e8):
-                raise ValueError(f"{name} must be seconds from 0.001 to 1e8, got {seconds!r}")
+            number(name, getattr(self, name), at_least=0.001, at_most=1e8)
         if self.backoff_cap < self.backoff:
             raise ValueError(f"backoff_cap must be >= backoff {self.backoff!r}, got {self.backoff_cap!r}")
         if self.keep < 2 * self.period:

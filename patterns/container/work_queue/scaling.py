@@ -7,6 +7,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from patterns.bounds import number, whole
+
 if TYPE_CHECKING:
     from patterns.container.work_queue.state import Status
 
@@ -35,17 +37,12 @@ class Scaling:
 
     def __post_init__(self) -> None:
         for name in ("most", "least"):
-            count = getattr(self, name)
-            if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 100_000:
-                raise ValueError(f"{name} must be a whole number from 0 to 100000, got {count!r}")
+            whole(name, getattr(self, name), at_least=0, at_most=100_000)
         if not self.least <= self.most:
             raise ValueError(f"most must be >= least {self.least!r}, got {self.most!r}")
-        if not 0 < self.utilisation < 1:
-            raise ValueError(f"utilisation must be > 0 and < 1, got {self.utilisation!r}")
+        number("utilisation", self.utilisation, above=0, below=1)
         for name in ("drain", "settle", "memory"):
-            seconds = getattr(self, name)
-            if not 0 < seconds < 1e8:
-                raise ValueError(f"{name} must be seconds > 0 and < 1e8, got {seconds!r}")
+            number(name, getattr(self, name), above=0, at_most=1e8)
 
 
 class Scaler:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from redis.exceptions import RedisError
 
+from patterns.bounds import number
 from patterns.clock import SYSTEM_CLOCK, Clock
 from patterns.container.work_queue.call import ApplicationDown, Result
 from patterns.container.work_queue.events import (
@@ -78,8 +79,7 @@ class WorkerManager:
         on_event: Listener = ignore,
     ) -> None:
         for field, seconds in {"poll": poll, "request": request, "grace": grace}.items():
-            if not 0 < seconds < 1e8:
-                raise ValueError(f"{field} must be seconds > 0 and < 1e8, got {seconds!r}")
+            number(field, seconds, above=0, at_most=1e8)
         self.name = name
         self._state = state
         self._source = source
@@ -121,16 +121,14 @@ class WorkerManager:
 
     async def step(self) -> bool:
         """Take one item and end it, one way or the other; False if there was none."""
-        token = f"t-{uuid.uuid4().hex}"
+        token = f"t-{uuid.uuid4().hex}"  # asked for again, it is given the same job
+        asked, job = self._clock.monotonic(), None
         pause = self._poll
-        while True:
+        while not self._stopping.is_set():
             asked = self._clock.monotonic()
             try:
                 job = await self._within(self._state.claim(token))
             except (RedisError, OSError, TimeoutError) as error:
-                # The same token again: if it was given a job whose reply was lost, it is given that one.
-                if self._stopping.is_set():
-                    return False
                 pause = await self._pause_after(error, pause)
             else:
                 break
@@ -194,7 +192,9 @@ class WorkerManager:
             await self._tell(lambda: self._state.drop(job))
             self._say(ItemReturned(self.name, job.item, "vanished"))
         except ItemTooLarge as error:
-            return Result(None, str(error))
+            report = {"reason": str(error)}
+            await self._tell(lambda: self._state.failed(job, report, final=True))
+            self._say(ItemFailed(self.name, job.item, job.attempt, str(error), final=True))
         except (SourceFailed, ApplicationDown, OSError) as error:  # not the item's fault: it costs no attempt
             pause = 10 * self._poll * (0.5 + self._rng.random())
             await self._tell(lambda: self._state.release(job, pause))
