@@ -90,11 +90,13 @@ class Lane:
     async def receive(self, consumer: str, most: int = 1, *, wait: bool = True) -> list[Delivery]:
         """Lend up to `most` jobs, the first in line; none after `policy.poll` seconds without any.
 
+        It waits no longer than a third of the lease, so that most of it is left.
+
         Raises:
             RedisError: the queue cannot be reached. What was lent is given back at the next call.
         """
         whole("most", most, at_least=1)
-        ends = self._clock.monotonic() + self.policy.poll
+        ends = self._clock.monotonic() + min(self.policy.poll, self.lease / 3)
         while True:
             found, next_look, seen = await self._take(consumer, most)
             left = ends - self._clock.monotonic()
@@ -121,6 +123,8 @@ class Lane:
         for id_, deliveries, what in zip(*[iter(lost)] * 3, strict=True):
             if what == 2:
                 self._tell(MessageDead(self.name, id_.decode(), int(deliveries), "delivered too often"))
+        if taken and not found:
+            wait = 0  # nobody could read them: there may be more
         return found, math.inf if wait < 0 else wait / 1000, seen
 
     # --8<-- [end:receive]
@@ -171,6 +175,9 @@ class Lane:
         """Return the seconds until a job that failed is tried again."""
         doubled = self.policy.retry_delay * 2.0 ** min(max(0, delivery.deliveries - 1), 60)
         return min(self.policy.max_retry_delay, doubled)
+
+    async def join(self, consumer: str) -> None:
+        """Begin: there is nothing to be refused for."""
 
     async def leave(self, consumer: str) -> None:
         """Give back what was lent to a consumer that never heard of it."""

@@ -26,7 +26,7 @@ class Policy:
         dedupe_window: seconds for which a producer's id is known.
         retry_delay: seconds after the first failure; doubles with each.
         max_retry_delay: the longest such pause.
-        poll: longest wait for a job in one `receive`; less than the client's `socket_timeout`.
+        poll: longest wait for a job in one `receive`, and at most a third of the lease.
         max_bytes: most bytes of one encoded payload.
     """
 
@@ -37,7 +37,7 @@ class Policy:
     dedupe_window: float = 3600.0
     retry_delay: float = 1.0
     max_retry_delay: float = 300.0
-    poll: float = 2.0
+    poll: float = 1.0
     max_bytes: int = 1_048_576
     # --8<-- [end:policy]
 

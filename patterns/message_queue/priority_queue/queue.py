@@ -142,7 +142,7 @@ class PriorityQueue:
         """
         return await self._lane.receive(consumer, most, wait=wait)
 
-    async def renew(self, delivery: Delivery) -> None:
+    async def extend(self, delivery: Delivery) -> None:
         """Begin the lease again.
 
         Raises:
