@@ -17,7 +17,8 @@ Guaranteed, each by a test that rejects a naive variant:
    replica, and its answer is dropped.
 5. A leaf is asked a second time at most, at another replica, when it is late or has failed. All gathers
    together make no more second requests than the budget has: its `capacity`, and `ratio` of the answers that
-   were not late. When all are slow, hedging ends.
+   were not late. When all are slow, hedging ends. A replica that is dead or always late is soon asked first
+   no more, and so costs the others few hedges.
 6. No more than `limit` requests of a gather run at once, and a leaf that fails disturbs no other (unless
    `fail_fast` is set).
 7. With a canary, a request that fails at the first leaf, or is too slow there, does not reach the others.
@@ -27,7 +28,8 @@ Guaranteed, each by a test that rejects a naive variant:
 
 Not guaranteed: one moment for all leaves (the answers are no snapshot), that a request which was cancelled
 has not been carried out, and that a deadline holds while the event loop is blocked. Two tied requests that
-begin in the same moment both run. A slow leaf without a second replica stays slow.
+begin in the same moment both run. A slow leaf without a second replica stays slow. Over HTTP, aiohttp sends
+a GET once more by itself, past the budget, when a connection that was kept turns out to be dead.
 
 Redis keys: none.
 

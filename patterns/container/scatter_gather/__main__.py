@@ -1,8 +1,8 @@
 """The processes: `python -m patterns.container.scatter_gather root`, and `... leaf`.
 
 Environment of both: PORT.
-The root: LEAVES, as `east=http://10.0.0.1:80|http://10.0.0.2:80 west=http://10.0.0.3:80`; DEADLINE and HEDGE_AFTER
-in seconds, MIN_RESULTS.
+The root: LEAVES, as `east=http://10.0.0.1:80|http://10.0.0.2:80 west=http://10.0.0.3:80`; MIN_RESULTS;
+DEADLINE and HEDGE_AFTER in seconds.
 A leaf: SHARD of SHARDS (numbers from 0), DOCUMENTS (a text, one document a line: `id: words`), and for tied
 requests REPLICAS, the URLs of all replicas of the shard by number, with a `|` between them.
 """

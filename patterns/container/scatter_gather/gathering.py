@@ -188,7 +188,10 @@ class Gathering(Generic[R, T]):
         """Ask again, elsewhere, where the answer is late: by lot, for the budget may not do for all."""
         late, self._held = self._held, []
         while self._to_hedge and self._to_hedge[0][0] <= self._now + _MOMENT:
-            late.append(self._to_hedge.popleft()[1])
+            part = self._to_hedge.popleft()[1]
+            if part.calls and part.tries == 1:
+                late.append(part)
+                self._note(part.last, failed=False)
         late = [part for part in late if part.calls and part.tries == 1]
         if len(late) > 1:
             self._rng.shuffle(late)
@@ -196,37 +199,40 @@ class Gathering(Generic[R, T]):
             if self._todo or len(self._running) >= self._policy.limit:
                 self._held.append(part)
             else:
-                self._ask_again(part)
+                self._ask_again(part, part.last)
 
-    def _ask_again(self, part: _Part, *, failed: bool = False) -> bool:
-        """Ask the leaf's next replica, if it has one and the budget has a token."""
-        last = part.last
-        replica = self._usable(part, (last.replica + 1) % len(part.leaf.replicas), but=last.replica)
+    def _ask_again(self, part: _Part, call: Call, *, failed: bool = False) -> bool:
+        """Ask the replica after that of `call`, if there is one and the budget has a token."""
+        replica = self._usable(part, (call.replica + 1) % len(part.leaf.replicas), but=call.replica)
         if self._hedge is None or replica is None:
             return False
         if not self._hedge.budget.take():
             self._tell(HedgeRefused(self._owner.name, part.leaf.name))
             return False
         self._ask(part, replica, hedge=True)
-        self._tell(HedgeSent(self._owner.name, part.leaf.name, failed, self._now - last.began))
+        self._tell(HedgeSent(self._owner.name, part.leaf.name, failed, self._now - call.began))
         return True
 
     # --8<-- [end:hedge]
 
     def _usable(self, part: _Part, first: int, but: int | None = None) -> int | None:
-        """Return the first replica from there on at which not too many calls have been abandoned."""
-        stuck, name, n = self._owner.stuck, part.leaf.name, len(part.leaf.replicas)
-        if not stuck:
+        """Return the first replica from there on that does not rest, or else one that is not stuck."""
+        stuck, health = self._owner.stuck, self._hedge.health if self._hedge else None
+        if not stuck and not (health and health.doubts):
             return None if first == but else first
-        for replica in ((first + step) % n for step in range(n)):
-            if replica != but and stuck.get((name, replica), 0) < self._policy.max_abandoned:
-                return replica
-        return None
+        name, n = part.leaf.name, len(part.leaf.replicas)
+        usable = [
+            replica
+            for replica in ((first + step) % n for step in range(n))
+            if replica != but and stuck.get((name, replica), 0) < self._policy.max_abandoned
+        ]
+        fit = (each for each in usable if not (health and health.rests((name, each), self._now)))
+        return next(fit, usable[0] if usable else None)
 
     def _ask(self, part: _Part, replica: int, *, hedge: bool) -> None:
         tie = part.tie
         if tie is not None and hedge:
-            tie = Tie(tie.id, part.last.replica)
+            tie = None if part.withdrawn else Tie(tie.id, part.last.replica)
         call = Call(self, part, replica, hedge)
         call.began = self._now
         name = part.leaf.name
@@ -267,7 +273,7 @@ class Gathering(Generic[R, T]):
             if error is None:
                 self._win(part, call, task.result())
             elif isinstance(error, Exception):
-                self._fail(part, error)
+                self._fail(part, call, error)
             else:  # KeyboardInterrupt, SystemExit: not the leaf's
                 self._fatal = error
                 self._finish(Why.CANCELLED)
@@ -288,6 +294,15 @@ class Gathering(Generic[R, T]):
 
     # --8<-- [end:ended]
 
+    def _note(self, call: Call, *, failed: bool) -> None:
+        """Note what speaks against a replica; which copy of a tied request is late says nothing."""
+        if self._hedge is not None:
+            health, place = self._hedge.health, (call.part.leaf.name, call.replica)
+            if failed:
+                health.failed(place, self._now)
+            elif not self._hedge.tied:
+                health.late(place, self._now)
+
     def _learn(self, hedge: Hedge, part: _Part, call: Call) -> None:
         first = next((each for each in (call, *part.calls) if not each.hedge), None)
         took = self._now - first.began if first is not None else 0.0
@@ -295,13 +310,17 @@ class Gathering(Generic[R, T]):
             hedge.observed.record(took)
         if hedge.tied or (first is call and took <= self._delay + _MOMENT):
             hedge.budget.deposit()
+            if hedge.health.doubts:
+                hedge.health.well((part.leaf.name, call.replica))
 
-    def _fail(self, part: _Part, error: Exception) -> None:
+    def _fail(self, part: _Part, call: Call, error: Exception) -> None:
         if isinstance(error, Withdrawn):
             part.withdrawn += 1
             part.error = error if part.error is None else part.error
         elif part.error is None or isinstance(part.error, Withdrawn):
             part.error = error
+        if self._hedge is not None and isinstance(error, self._hedge.on):
+            self._note(call, failed=True)
         if part.calls:
             return  # the other one may still answer
         again = (
@@ -310,7 +329,7 @@ class Gathering(Generic[R, T]):
             and part.tries - part.withdrawn < 2
             and isinstance(error, self._hedge.on)
         )
-        if not (again and self._ask_again(part, failed=True)):
+        if not (again and self._ask_again(part, call, failed=True)):
             self._lose(part, part.error)
 
     def _lose(self, part: _Part, error: Exception) -> None:

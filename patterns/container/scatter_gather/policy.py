@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from patterns.bounds import exceptions, number, text, whole
 from patterns.container.scatter_gather.delay import Observed
+from patterns.container.scatter_gather.health import Health
 from patterns.resiliency.retry.budget import Budget
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Policy:
 class Hedge:
     """When a leaf is asked a second time, at another replica, and how often that may happen.
 
-    Make one for each ScatterGather: all its gathers share the budget and what is observed.
+    Make one for each ScatterGather: all its gathers share the budget and what is known of replicas.
 
     Args:
         delay: seconds after which a leaf is late; a number, or what `Observed` measures.
@@ -69,6 +70,7 @@ class Hedge:
         on: errors after which another replica is asked at once.
         tied: the two requests know each other, and the one that begins first has the other dropped. Each
             answer earns, not only the early ones.
+        rest: seconds for which a replica that failed, or was late three times in a row, is not asked first.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Hedge:
         budget: Budget | None = None,
         on: tuple[type[Exception], ...] = (),
         tied: bool = False,
+        rest: float = 10.0,
     ) -> None:
         self.observed = delay if isinstance(delay, Observed) else None
         self._delay = 0.0 if isinstance(delay, Observed) else number("delay", delay, at_least=0)
@@ -85,6 +88,7 @@ class Hedge:
         self.budget = budget if budget is not None else Budget(ratio=0.05, min_per_second=0, capacity=10)
         self.on = exceptions("on", on)
         self.tied = tied
+        self.health = Health(rest)
 
     @property
     def delay(self) -> float:

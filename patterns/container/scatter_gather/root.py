@@ -1,7 +1,7 @@
 """The root as a server: asks the leaves, and gives one answer that says what it lacks.
 
-    GET /search?q=red&k=3     {"hits": [[2.0, "a"], ...], "complete": false, "missing": {"west": "LeafMissing"},
-                               "hedged": [], "requests": 3}
+    GET /search?q=red&k=3     {"hits": [[2.0, "a"], ...], "complete": false,
+                               "missing": {"west": "LeafMissing"}, "hedged": [], "requests": 3}
     GET /livez                the process answers
 
 503 when fewer leaves answered than there must be, or the canary failed; 502 when a leaf held hits back.
