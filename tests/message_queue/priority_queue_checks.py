@@ -243,7 +243,7 @@ async def check_wakes(at: Site, how: str, within: float = 5) -> None:
 
 async def check_idle(at: Site) -> None:
     """7: who waits for nothing asks for nothing."""
-    queue = at.queue(poll=0.4)
+    queue = at.queue(poll=0.2)
     asked = at.clients[0].asked
     assert await queue.receive("one") == []
     assert at.clients[0].asked - asked <= 3, f"{at.clients[0].asked - asked} looks while nothing came"

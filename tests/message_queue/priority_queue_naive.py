@@ -6,12 +6,13 @@ import hashlib
 import itertools
 import json
 import math
+import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from patterns.clock import SYSTEM_CLOCK
 from patterns.keyspace import Keyspace, Script
-from patterns.message_queue.priority_queue import Delivery, PriorityQueue, Receipt, scripts
+from patterns.message_queue.priority_queue import Delivery, PriorityQueue, Receipt, Stats, scripts
 from patterns.message_queue.priority_queue import queue as queue_module
 from patterns.message_queue.priority_queue.lane import Lane
 
@@ -38,7 +39,7 @@ class PlainZset:
     def __init__(self, name: str, client: Client, policy: Any, *, app: str, **_: Any) -> None:
         self.client: Any = client
         self.policy = policy
-        self.key = Keyspace(app, "naive").key(name, "ready")
+        self.key = Keyspace(app, "priority_queue").key(name, "naive")  # in one slot with the others
         self.numbers = itertools.count(1)
 
     def entry(self, payload: Any, priority: Any) -> tuple[str, float]:
@@ -95,6 +96,23 @@ class Lists(PlainZset):
             if (found := await popped) is not None:
                 return [Delivery("", json.loads(found), 1, Receipt("", priority, 0))]
         return []
+
+
+class PopsAndAdds(PlainZset):
+    """Pushes under a new name each time, pops, and then works."""
+
+    def __init__(self, *args: Any, app: str, role: str = "done") -> None:
+        super().__init__(*args, app=app)
+        self.done = Keyspace(app, "priority_queue").key("jobs", role)
+
+    def entry(self, payload: Any, priority: Any) -> tuple[str, float]:
+        return f"{uuid.uuid4().hex}|{payload}", priority
+
+    async def acknowledge(self, delivery: Delivery, effect: Any = None) -> None:
+        await cast("Any", self.client).rpush(self.done, delivery.payload)
+
+    async def stats(self) -> Stats:
+        return Stats(await self.client.zcard(self.key), 0, 0, 0, 0.0)
 
 
 class Prefetches(PriorityQueue):

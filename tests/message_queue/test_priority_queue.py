@@ -12,8 +12,9 @@ from hypothesis import settings
 from redis.crc import key_slot
 from redis.exceptions import OutOfMemoryError, ResponseError
 
+from patterns.embedded import Cluster, Server
 from patterns.events import Recorder
-from patterns.keyspace import OutcomeUnknown, connect
+from patterns.keyspace import OutcomeUnknown, connect, opened
 from patterns.message_queue.competing_consumer import worker as workers
 from patterns.message_queue.priority_queue import (
     Effect,
@@ -25,13 +26,15 @@ from patterns.message_queue.priority_queue import (
     OtherAging,
     Policy,
     PriorityChanged,
+    PriorityQueue,
     Stats,
     lane,
     queue,
     scripts,
 )
 from tests.eventually import eventually
-from tests.faults import leaks
+from tests.faults import leaks, proxy
+from tests.message_queue import priority_queue_faults as faults
 from tests.message_queue import priority_queue_naive as naive
 from tests.message_queue.priority_queue_checks import (
     check_all_wake,
@@ -52,13 +55,16 @@ from tests.message_queue.priority_queue_checks import (
     check_wakes,
 )
 from tests.message_queue.priority_queue_model import AgainstTheModel
+from tests.message_queue.priority_queue_processes import POLICY
 from tests.message_queue.priority_queue_site import SECOND, policy, site
 from tests.places import KINDS, Place
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable
 
-    from patterns.embedded import Server
+    from tests.faults import Ledger
+    from tests.faults.workers import Worker
 
 # Everything is proved on one server and on a cluster; that a naive variant fails, on one server.
 HERE = pytest.mark.parametrize("kind", ["single"])
@@ -823,3 +829,130 @@ def test_the_bound_of_a_policy_is_that_of_its_least_urgent_job() -> None:
     assert policy(aging=10, levels=1).bound == 0
     assert policy(aging=math.inf).bound == math.inf
     assert Policy(aging=math.inf, levels=1).bound == 0
+
+
+# Faults
+
+
+@pytest.mark.invariant(4)
+@pytest.mark.fault("consumers are killed (SIGKILL) with 25 jobs in their hands, 20 times in 5,000 jobs")
+async def test_twenty_kills_lose_no_job(
+    server: Server, app: str, ledger: Callable[..., Ledger], spawn: Callable[..., Worker]
+) -> None:
+    """Each job's effect is there once, though 500 jobs were in the hands of consumers that died."""
+    book = ledger(within=15, bound="each effect once")
+    program = spawn("tests.message_queue.priority_queue_processes", server.url)
+    async with opened(server.url, max_connections=8) as client:
+        nursery = faults.Nursery(client, program)
+        await faults.killed_in_jobs(nursery, app, book)
+        await faults.killed_with_what_they_popped(nursery, app, book.without("ZPOPMIN, then work"))
+    book.held("the lease ended, and the job was back at its place; effect and acknowledgement are one step")
+
+
+@pytest.mark.invariant(4)
+@pytest.mark.fault("a consumer is paused (SIGSTOP) for longer than its lease, with a job in its hands")
+async def test_a_consumer_that_wakes_up_late_changes_nothing(
+    server: Server, app: str, ledger: Callable[..., Ledger], spawn: Callable[..., Worker]
+) -> None:
+    """Five pauses: another consumer does the job, and the late one is refused."""
+    book = ledger(bound="each effect once")
+    async with opened(server.url) as client:
+        nursery = faults.Nursery(client, spawn("tests.message_queue.priority_queue_processes", server.url))
+        await faults.paused_in_jobs(nursery, f"{app}-ours", book, "sleeper", "refused")
+        without = book.without("an effect that asks for no owner")
+        await faults.paused_in_jobs(nursery, f"{app}-naive", without, "unfenced", "not asked")
+    book.held("each delivery has an owner of its own, and the acknowledgement asks for it")
+
+
+@pytest.mark.invariant(4, 9)
+@pytest.mark.fault("all connections are reset every 200 ms, eight times")
+async def test_resets_lose_and_double_nothing(
+    server: Server, app: str, ledger: Callable[..., Ledger]
+) -> None:
+    """Producers push again under the same id, consumers look again; nobody stays deaf."""
+    book = ledger(within=10, bound="each effect once")
+    await faults.under_resets(server, app, book, PriorityQueue, 8)
+    without = book.without("ZADD again after an error, ZPOPMIN, then work")
+    await faults.under_resets(server, f"{app}-naive", without, naive.PopsAndAdds, 4)
+    book.held("a push is known by its id; who waits is asked again, and consumes within a second")
+
+
+@pytest.mark.invariant(9)
+@pytest.mark.fault("the reply to a push is lost after it was done")
+async def test_a_lost_reply_of_a_push_adds_no_second_job(
+    server: Server, app: str, ledger: Callable[..., Ledger]
+) -> None:
+    """Twenty pushes are repeated, and twenty jobs are there."""
+    book = ledger(bound="each job once")
+    for books, once in ((book, True), (book.without("pushed again without an id"), False)):
+        name = f"{app}-{once}"
+        async with proxy(server.port, books) as line, opened(line.url) as client:
+            jobs = PriorityQueue("jobs", client, POLICY, app=name)
+            await jobs.push("warm", priority=0)
+            for number in range(20):
+                with line.lose_reply(b"EVALSHA"):
+                    await faults.push_all(jobs, [number], books, once=once)
+            while found := await jobs.receive("one", wait=False):
+                await jobs.acknowledge(found[0])
+                if found[0].payload != "warm":
+                    books.effect(found[0].payload)
+    book.held("the second push finds the id of the first, and is told the same job")
+
+
+@pytest.mark.invariant(2, 4)
+@pytest.mark.fault("Redis is killed (SIGKILL) and restarted; appendonly, appendfsync always")
+async def test_a_restart_with_a_file_loses_no_job(app: str, ledger: Callable[..., Ledger]) -> None:
+    """Three kills while jobs are pushed and done: producer and consumer go on by themselves."""
+    book = ledger(within=15, bound="each effect once")
+    with Server("--appendonly", "yes", "--appendfsync", "always") as own:
+        await faults.after_a_restart(own.url, app, book, own, kills=3, consume=True)
+    with Server() as own:
+        without = book.without("the same queue without a file")
+        await faults.after_a_restart(own.url, f"{app}-naive", without, own, kills=1, consume=False)
+    book.held("jobs, leases and effects were in the file; producer and consumer go on by themselves")
+
+
+@pytest.mark.fault("Redis is killed (SIGKILL) and restarted; no file")
+async def test_a_restart_without_a_file_loses_what_waited(app: str, ledger: Callable[..., Ledger]) -> None:
+    """All that waited is gone, ids go on above the old ones, and the next jobs are done."""
+    book = ledger(lost=200, within=15, bound="what is pushed afterwards is done")
+    with Server() as own:
+        counted = [own.command("INCR", "sequence") for _ in range(200)]
+        await faults.after_a_restart(own.url, app, book, own, kills=1, consume=False)
+        again = [own.command("INCR", "sequence") for _ in range(20)]
+    twice = len(set(counted) & set(again))
+    book.naive(f"ids from INCR: the same loss, and {twice} of the next 20 ids had been given out before")
+    assert book.lost == 200, "the test does not show what it is about"
+    book.held("the next 20 jobs; what waited was nowhere else")
+
+
+@pytest.mark.fault("a primary of the 3+3 cluster is killed (SIGKILL) under load")
+async def test_a_queue_goes_on_without_its_primary(app: str, ledger: Callable[..., Ledger]) -> None:
+    """What a failover has lost is counted; the rest is done, in order."""
+    book = ledger(lost=500, duplicated=500, within=20, bound="what is lost is counted")
+    with Cluster("--cluster-node-timeout", "1000") as own:
+        other = await faults.primary_killed(own, app, book)
+    book.held(f"the promoted replica went on; replication lagged by little: {book.lost} lost this time")
+    book.naive(f"ZADD again after an error, ZPOPMIN, then work: {other.damage}")
+
+
+@pytest.mark.invariant(3)
+@pytest.mark.fault("a flood of urgent jobs: two come for each one that is served, for 300 s (queue time)")
+async def test_a_flood_starves_nobody(server: Server, app: str, ledger: Callable[..., Ledger]) -> None:
+    """Ten jobs of all priorities are served within their bounds, however much comes."""
+    book = ledger(bound="each served within priority * aging of flood")
+    for books, kind in ((book, PriorityQueue), (book.without("a list for each priority"), naive.Lists)):
+        async with site(Place("single", server, None, f"{app}-{kind.__name__}"), kind) as at:
+            jobs = at.queue(aging=10)
+            for priority in range(1, 10):
+                await jobs.push(f"job {priority}", priority=priority)
+                books.acked(f"job {priority}")
+            for _ in range(30):
+                await at.age(10)
+                for _ in range(2):
+                    await jobs.push("urgent", priority=0)
+                    books.injected()
+                for payload in await at.served(jobs, 1):
+                    if payload != "urgent":
+                        books.effect(payload)
+    book.held("what comes later than priority * aging is served later, however urgent")

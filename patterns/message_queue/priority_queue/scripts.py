@@ -300,10 +300,12 @@ STATS = _script(
     "stats",
     """
 -- returns {ready, delayed, leased, dead, microseconds that the first in line has been ready}
+local time = now()
 local first, age = redis.call('ZRANGE', ready, 0, 0)[1], 0
-if first then age = math.max(0, now() - string.sub(first, 1, 16)) end
+if first then age = math.max(0, time - string.sub(first, 1, 16)) end
+local due = redis.call('ZCOUNT', delayed, '-inf', digits(time)) -- the next look makes them ready
 return {
-  redis.call('ZCARD', ready), redis.call('ZCARD', delayed), redis.call('ZCARD', leases),
+  redis.call('ZCARD', ready) + due, redis.call('ZCARD', delayed) - due, redis.call('ZCARD', leases),
   redis.call('ZCARD', dead), age
 }
 """,
