@@ -126,16 +126,16 @@ class Adapter:
         self._left: set[asyncio.Task[None]] = set()  # visits that did not end in time, and are ending
 
     # --8<-- [start:scrape]
-    async def scrape(self, timeout: float | None = None) -> Page:  # noqa: ASYNC109  it is the scraper's, told by a header
+    async def scrape(self, within: float | None = None) -> Page:
         """Ask every target, and return in time what was found.
 
         Args:
-            timeout: seconds after which the scraper hangs up, if it said so.
+            within: seconds after which the scraper hangs up, if it said so.
 
         Raises:
-            ValueError: `timeout` is no number of seconds > 0.
+            ValueError: `within` is no number of seconds > 0.
         """
-        ends = self._clock.monotonic() + self.policy.budget(timeout)
+        ends = self._clock.monotonic() + self.policy.budget(within)
         visit = _Visit(ends, self._clock.monotonic())
         asking = [asyncio.ensure_future(self._ask(source, visit)) for source in self.sources]
         try:

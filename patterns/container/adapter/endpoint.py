@@ -26,10 +26,10 @@ def application(adapter: Adapter) -> web.Application:
 
     async def metrics(request: web.Request) -> web.Response:
         try:
-            timeout = seconds_in(request.headers.get(TIMEOUT_HEADER))
+            within = seconds_in(request.headers.get(TIMEOUT_HEADER))
         except ValueError as error:
             return web.Response(status=400, text=f"{error}\n")
-        page = await adapter.scrape(timeout)
+        page = await adapter.scrape(within)
         body, content_type = page.encode(request.headers.get("Accept", ""))
         response = web.Response(body=body, headers={"Content-Type": content_type})
         response.enable_compression()

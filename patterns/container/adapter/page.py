@@ -60,7 +60,7 @@ class Failures(Protocol):
     failures: Counter[tuple[str, Reason]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Page:
     """What one scrape found.
 

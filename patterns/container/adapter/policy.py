@@ -36,18 +36,18 @@ class Policy:
             bounds.whole(name, getattr(self, name), at_least=1, at_most=1_000_000)
 
     # --8<-- [start:budget]
-    def budget(self, scrape_timeout: float | None) -> float:
+    def budget(self, within: float | None) -> float:
         """Return the seconds in which the applications must have answered.
 
         Args:
-            scrape_timeout: when the scraper will hang up, if it said so.
+            within: seconds after which the scraper hangs up, if it said so.
 
         Raises:
             ValueError: it is no number of seconds > 0.
         """
         seconds = self.timeout
-        if scrape_timeout is not None:
-            seconds = min(seconds, bounds.number("scrape_timeout", scrape_timeout, above=0))
+        if within is not None:
+            seconds = min(seconds, bounds.number("within", within, above=0))
         return seconds - min(self.offset, seconds / 2)
 
     # --8<-- [end:budget]

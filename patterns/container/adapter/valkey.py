@@ -53,7 +53,7 @@ class Valkey:
         """Return the nodes: of a cluster, those that it knows now, or knew when it last answered."""
         if self._cluster and (listed := await self._listed()):
             gone = [node for name, node in self._nodes.items() if name not in listed]
-            self._nodes = {name: self._nodes.get(name) or self._node(name) for name in listed}
+            self._nodes = {name: self._nodes.get(name) or self._node(name) for name in sorted(listed)}
             for node in gone:
                 await node.client.aclose()
         return list(self._nodes.values())
@@ -226,7 +226,7 @@ def _parts(url: str) -> tuple[str, bool, list[str]]:
     one = re.fullmatch(r"(rediss?://(?:[^@/?#]*@)?)([^@/?#,]+)(?:/0?)?", url)
     many = re.fullmatch(r"(rediss?)\+cluster(://(?:[^@/?#]*@)?)([^@/?#]+)/?", url)
     unix = re.fullmatch(r"(unix://(?:[^@/?#]*@)?)(/[^?#]+)(?:\?db=0)?", url)
-    if many:
+    if many and all(re.search(r".:[0-9]+$", seed) for seed in many[3].split(",")):
         return many[1] + many[2], True, many[3].split(",")
     if found := one or unix:
         place = found[2] if unix or re.search(r":[0-9]+$", found[2]) else f"{found[2]}:6379"
