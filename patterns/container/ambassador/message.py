@@ -47,9 +47,17 @@ _NOT_TO_UPSTREAM = frozenset({b"host", b"expect", DEADLINE.lower().encode(), RET
 
 
 def _end_to_end(raw: Sequence[Raw], drop: frozenset[bytes] = frozenset()) -> Headers:
-    """Return the headers for the other side: names, values, case and order as they came."""
+    """Return the headers for the other side: names, values, case and order as they came.
+
+    Where a name comes again in another case, it takes the first one's: aiohttp would keep one of them.
+    """
     drop |= HOP_BY_HOP | _named_by_connection(raw)
-    return [(name.decode(), value.decode()) for name, value in raw if name.lower() not in drop]
+    spelt: dict[bytes, str] = {}
+    return [
+        (spelt.setdefault(name.lower(), name.decode()), value.decode())
+        for name, value in raw
+        if name.lower() not in drop
+    ]
 
 
 def _named_by_connection(raw: Iterable[Raw]) -> set[bytes]:
