@@ -227,7 +227,10 @@ class Worker:
                 return
         took = self._clock.monotonic() - began
         for hand in hands:
-            self._over(hand, LeaseEnded if hand in lost else MessageHandled, took)
+            if hand in lost:
+                self._over(hand, LeaseEnded)
+            else:
+                self._over(hand, MessageHandled, took)
 
     async def _acknowledge(self, source: Source, hands: Sequence[Hand], effect: object) -> Iterable[Hand]:
         """Tell the queue that these are done; return those that are another's."""
