@@ -74,7 +74,7 @@ def _served(
     app = web.Application()
     app.router.add_get("/livez", alive)
     app.router.add_get("/api/v1/items", items)
-    app.router.add_get("/api/v1/items/{name}", item)
+    app.router.add_get("/api/v1/items/{name:[\\s\\S]+}", item)
     return app
 
 

@@ -295,7 +295,8 @@ for _, job in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0
     table.insert(over, item)
   else
     let_go(job)
-    redis.call('ZADD', waiting, now, job)
+    local first = redis.call('ZRANGE', waiting, 0, 0, 'WITHSCORES')[2] or now
+    redis.call('ZADD', waiting, math.min(now, first - 1), job)  -- it has waited long enough
     table.insert(again, item)
   end
 end

@@ -1,0 +1,1471 @@
+"""The proof of patterns/container/work_queue: each invariant, and a naive variant that breaks it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import kubernetes_validate
+import psutil
+import pytest
+import yaml
+from aiohttp import ClientSession, web
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio import RedisCluster
+
+from patterns.clock import ManualClock
+from patterns.container.work_queue import (
+    ApplicationDown,
+    ApplicationMissing,
+    Ended,
+    Folders,
+    HeartbeatLost,
+    HttpSource,
+    ItemDone,
+    ItemFailed,
+    ItemGivenUp,
+    ItemRejected,
+    ItemReturned,
+    ItemTooLarge,
+    ItemVanished,
+    Job,
+    Manager,
+    Policy,
+    Result,
+    RoundFailed,
+    Scaler,
+    Scaling,
+    SourceFailed,
+    State,
+    Status,
+    WorkerManager,
+    count_words,
+    fingerprint,
+    folder_source,
+    items_key,
+    job_id,
+    launcher,
+    redis_source,
+)
+from patterns.container.work_queue.local import Container, Local
+from patterns.container.work_queue.metrics import metrics_app
+from patterns.embedded import Cluster, Server
+from patterns.events import Recorder
+from patterns.keyspace import Client, connect, opened
+from patterns.serving import serving
+from tests.container import work_queue_faults as faults
+from tests.container import work_queue_naive as naive
+from tests.container.work_queue_ground import (
+    QUICK,
+    Plant,
+    Shelf,
+    Site,
+    asked_over_http,
+    body,
+    container,
+    drain,
+    effects,
+    key,
+    listed,
+    python,
+    rounds,
+    until_ended,
+)
+from tests.eventually import eventually, eventually_now
+from tests.faults.leaks import immortal_keys, in_use
+from tests.places import KINDS, Place
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from tests.faults.ledger import Ledger
+    from tests.faults.workers import Worker
+    from tests.pods import Pods
+
+PROGRAM = "tests.container.work_queue_processes"
+HERE = Path(launcher.__file__).parent
+WORDS = (sys.executable, "-I", "-S", count_words.__file__)
+PICTURE = (sys.executable, "-I", "-S", fingerprint.__file__)
+# What sources have been seen to call their items.
+NAMES = [
+    "plain",
+    "..",
+    ".",
+    "../../etc/passwd",
+    "a/b",
+    "a_b",
+    "a%2Fb",
+    "a b",
+    "a?b#c",
+    "ü",
+    "\u202egnp.exe",
+    "line\nbreak",
+    "nul\0byte",
+    "CON",
+    "-rf",
+    "{curly}",
+    "long" * 75,
+    "\N{PILE OF POO}" * 64,
+]
+
+
+class Crash(BaseException):
+    """The manager is killed here."""
+
+
+def crashing(plant: Plant, step: int) -> Manager:
+    """Return a manager that dies before its request number `step`, or, in odd ones, after it."""
+    manager = plant.manager()
+    count = 0
+
+    def wrapped(call: Any) -> Any:
+        async def request(*args: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == step:
+                raise Crash
+            count += 1
+            reply = await call(*args)
+            if count == step:
+                raise Crash
+            return reply
+
+        return request
+
+    state, source = manager._state, manager._source
+    manager._state = _Wrapped(state, wrapped)  # type: ignore[assignment]  # it stands in
+    manager._source = _Wrapped(source, wrapped)
+    return manager
+
+
+class _Wrapped:
+    def __init__(self, what: Any, wrap: Callable[[Any], Any]) -> None:
+        self._what, self._wrap = what, wrap
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._what, name)
+        return self._wrap(found) if asyncio.iscoroutinefunction(found) else found
+
+
+# 1: reconciliation
+
+
+async def check_any_crash_is_made_good(plant: Plant) -> None:
+    """A manager dies at each step of its round in turn, and workers go on: each item ends, run once."""
+    crashes = 0
+    for step in range(1, 100):
+        try:
+            await crashing(plant, step).round()
+        except Crash:
+            crashes += 1
+        else:
+            break
+        if step % 3 == 0:
+            await plant.worker().step()
+    assert crashes >= 10
+    await until_ended(plant.manager(), [plant.worker()], plant.state(), len(plant.source.items))
+    assert plant.application.runs == Counter(plant.source.items)
+
+
+@KINDS
+@pytest.mark.invariant(1)
+async def test_a_manager_may_die_at_any_step(place: Place) -> None:
+    """Wherever a manager dies, the next one brings each item to an end, and none is run twice."""
+    async with opened(place.url) as client:
+        names = [f"item {number}" for number in range(8)]
+        await check_any_crash_is_made_good(
+            Plant(client, place.app, Shelf(names), Policy(parallelism=3, **QUICK))
+        )
+        assert not await immortal_keys(client, f"{place.app}:")
+
+
+@pytest.mark.naive(1)
+async def test_a_manager_that_remembers_runs_items_again(server: Server, app: str) -> None:
+    """What is done is known in memory only, so that the next manager has everything done again."""
+    async with opened(server.url) as client:
+        plant = Plant(
+            client, app, Shelf([f"item {number}" for number in range(8)]), Policy(parallelism=3, **QUICK)
+        )
+        plant.manager_of, plant.state_of = naive.InMemoryManager, naive.Forgetful
+        with pytest.raises(AssertionError):
+            await check_any_crash_is_made_good(plant)
+
+
+@pytest.mark.slow
+@pytest.mark.invariant(1)
+@pytest.mark.fault("managers killed (SIGKILL) at each step of a round, one after the other")
+async def test_killed_managers_lose_and_repeat_nothing(
+    server: Server, app: str, spawn: Callable[..., Worker], ledger: Callable[..., Ledger]
+) -> None:
+    """Real processes: each step of the round kills one, and afterwards every item was done once."""
+    books = ledger(bound="every step of the round")
+    twin = books.without("a manager with its list in memory")
+    for book, mode in ((books, "managers"), (twin, "managers-in-memory")):
+        name = f"{app}-{mode}"
+        async with opened(server.url) as client:
+            program = spawn(PROGRAM, mode, server.url, name)
+            killed = int((await program.said("killed", within=30)).split()[1])
+            assert await program.ended(within=10) == 0
+            book.injected(killed)
+            found = await effects(client, name)
+            for number in range(8):
+                book.acked(f"item {number}")
+            for item, count in found.items():
+                book.effect(item, count)
+    books.held("the next round compares the list with the state anew")
+
+
+# 2: identity
+
+
+async def check_many_managers_create_one_job(plant: Plant) -> None:
+    """Four managers compare at one time, before and after the work: one job, one run for each item."""
+    managers = [plant.manager() for _ in range(4)]
+    made = sum(found.created for found in await asyncio.gather(*(manager.round() for manager in managers)))
+    assert made == len(plant.source.items), f"{made} jobs for {len(plant.source.items)} items"
+    await drain(plant.worker())
+    again = await asyncio.gather(*(manager.round() for manager in managers))
+    assert [found.created for found in again] == [0] * 4
+    await drain(plant.worker())
+    assert plant.application.runs == Counter(plant.source.items)
+
+
+@KINDS
+@pytest.mark.invariant(2)
+async def test_any_number_of_managers_creates_one_job(place: Place) -> None:
+    """Each item gets one job from all managers together, and what is done is not listed into life again."""
+    async with opened(place.url) as client:
+        await check_many_managers_create_one_job(
+            Plant(client, place.app, Shelf([f"item {n}" for n in range(20)]), Policy(parallelism=3, **QUICK))
+        )
+
+
+@pytest.mark.naive(2)
+async def test_to_list_and_compare_is_a_race(server: Server, app: str) -> None:
+    """Two managers both find that an item has no job yet."""
+    async with opened(server.url) as client:
+        plant = Plant(
+            client, app, Shelf(["a", "b"]), Policy(parallelism=3, **QUICK), state_of=naive.ListsAndCompares
+        )
+        with pytest.raises(AssertionError, match="jobs for 2 items"):
+            await check_many_managers_create_one_job(plant)
+
+
+def check_names_become_files(file_of: Callable[[str, str], str], names: list[str]) -> None:
+    """Each name gives a file name of its own, in the folder and nowhere else, the same each time."""
+    files = [file_of("q", name) for name in names]
+    for file in files:
+        assert "/" not in file
+        assert "\0" not in file
+        assert file not in {"", ".", ".."}
+        assert len(os.fsencode(file)) <= 200
+    assert len(set(files)) == len(set(names)), "two names, one file"
+    assert files == [file_of("q", name) for name in names]
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300)
+
+
+@pytest.mark.invariant(2)
+@given(st.lists(TEXT, max_size=20))
+def test_any_name_is_a_job_of_its_own(names: list[str]) -> None:
+    """Whatever an item is called, its job is 32 safe characters, and no other name's."""
+    check_names_become_files(job_id, names + NAMES)
+
+
+@pytest.mark.invariant(2)
+@given(TEXT, TEXT, TEXT)
+def test_queue_and_item_do_not_run_into_one_another(queue: str, item: str, more: str) -> None:
+    """A longer queue name and a shorter item are not the same job."""
+    assert job_id(queue + more, item) != job_id(queue, more + item)
+
+
+@pytest.mark.naive(2)
+def test_a_name_is_no_path() -> None:
+    """With the slashes replaced, two names are one file, and one of them is the folder above."""
+    with pytest.raises(AssertionError):
+        check_names_become_files(naive.path_of, NAMES)
+    with pytest.raises(AssertionError, match="two names"):
+        check_names_become_files(naive.path_of, ["a/b", "a_b"])
+
+
+@pytest.mark.invariant(2, 6)
+async def test_any_name_goes_through_http(server: Server, app: str) -> None:
+    """A name arrives at the source as it was listed, though it be "..", and brings its own bytes."""
+    async with opened(server.url) as client:
+        where = items_key(app, "q")
+        await client.hset(where, mapping={name: f"content of {name}" for name in NAMES})
+        async with asked_over_http(redis_source(client, where)) as source:
+            page = await source.page(None)
+            assert sorted(page.items) == sorted(NAMES)
+            for name in NAMES:
+                assert await source.get(name) == f"content of {name}".encode()
+            with pytest.raises(ItemVanished):
+                await source.get("no such item")
+
+
+async def test_a_folder_gives_nothing_from_outside(tmp_path: Path) -> None:
+    """The folder source serves what is in it, and no link, no folder, nothing above."""
+    shelf = tmp_path / "shelf"
+    (shelf / "sub").mkdir(parents=True)
+    (shelf / "sub" / "a b").write_bytes(b"inside")
+    (tmp_path / "secret").write_bytes(b"outside")
+    (shelf / "link").symlink_to(tmp_path / "secret")
+    async with asked_over_http(folder_source(shelf)) as source:
+        assert (await source.page(None)).items == ["sub/a b"]
+        assert await source.get("sub/a b") == b"inside"
+        for name in (
+            "../secret",
+            "link",
+            "sub",
+            "..",
+            "sub/../../secret",
+            str(tmp_path / "secret"),
+            "nul\0",
+            "x" * 999,
+        ):
+            with pytest.raises(ItemVanished):
+                await source.get(name)
+
+
+# 3: parallelism
+
+
+async def check_parallelism_holds(plant: Plant) -> None:
+    """Two managers, six workers, thirty items: at no time are more than three being done."""
+    workers = [plant.worker(f"w{number}") for number in range(6)]
+    await until_ended(plant.manager(), workers, plant.state(), 30)
+    assert plant.application.most <= 3, f"{plant.application.most} at one time"
+    assert plant.application.most == 3
+
+
+@KINDS
+@pytest.mark.invariant(3)
+async def test_all_workers_together_keep_to_the_limit(place: Place) -> None:
+    """However many workers ask at one time, `parallelism` items run, and no fewer."""
+    async with opened(place.url) as client:
+        plant = Plant(
+            client, place.app, Shelf([f"item {n}" for n in range(30)]), Policy(parallelism=3, **QUICK)
+        )
+        plant.application.turns = 40
+        await check_parallelism_holds(plant)
+
+
+@pytest.mark.naive(3)
+async def test_to_count_and_then_take_is_a_race(server: Server, app: str) -> None:
+    """Six workers all find that fewer than three items run."""
+    async with opened(server.url) as client:
+        plant = Plant(client, app, Shelf([f"item {n}" for n in range(30)]), Policy(parallelism=3, **QUICK))
+        plant.state_of, plant.application.turns = naive.LooksThenTakes, 40
+        with pytest.raises(AssertionError, match="at one time"):
+            await check_parallelism_holds(plant)
+
+
+@pytest.mark.invariant(3)
+async def test_the_backlog_has_a_bound_and_the_source_holds_the_rest(server: Server, app: str) -> None:
+    """At most `backlog` jobs wait in Redis; what is beyond gets one when there is room."""
+    async with opened(server.url) as client:
+        plant = Plant(
+            client, app, Shelf([f"item {n}" for n in range(30)]), Policy(parallelism=3, backlog=7, **QUICK)
+        )
+        found = await plant.manager().round()
+        assert (found.listed, found.created) == (30, 7)
+        await until_ended(plant.manager(), [plant.worker()], plant.state(), 30)
+        assert sum(plant.application.runs.values()) == 30
+
+
+# 4: the application's contract
+
+
+@pytest.mark.invariant(4)
+async def test_an_application_sees_one_file_read_only(tmp_path: Path) -> None:
+    """One file with the item's bytes and no right to write, which is gone afterwards."""
+    text = """
+import os, stat, sys
+path = os.environ["WORK_ITEM_FILE"]
+mode, folder = oct(stat.S_IMODE(os.stat(path).st_mode)), os.path.dirname(path)
+print(mode, os.listdir(folder) == [os.environ["WORK_ITEM_ID"]])
+sys.stdout.flush()
+os.write(1, open(path, "rb").read())
+"""
+    async with container(tmp_path, *python(text)) as call:
+        await eventually(call.ready, within=5)
+        for number, content in enumerate([b"", b"nul \0 and \xff", b"x" * 100_000]):
+            result = await call.run(job_id("q", str(number)), f"t{number}", content, 10)
+            assert result.ok, result
+            assert result.stdout.startswith("0o444 True") or len(content) > 16_384
+            assert result.stdout.endswith(content[-1000:].decode(errors="replace"))
+            assert not list((tmp_path / "items").iterdir())
+
+
+async def check_a_timeout_kills_all(call: Any, folder: Path) -> None:
+    """The application starts another process and hangs; when its time is over both are gone."""
+    result = await call.run("job", "t", b"", 0.2)
+    assert (result.code, result.reason) == (None, "timeout")
+    pids = [int(pid) for pid in (folder / "pids").read_text().split()]
+    assert len(pids) == 2
+
+    def alive() -> list[int]:
+        found = []
+        for pid in pids:
+            try:
+                if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                    found.append(pid)
+            except psutil.NoSuchProcess:
+                pass
+        return found
+
+    try:
+        await eventually(lambda: not alive(), within=0.5, what="the application's processes are gone")
+    finally:
+        for pid in alive():
+            os.kill(pid, 9)
+
+
+def hanging(folder: Path) -> tuple[str, ...]:
+    """Return an application that starts a process, writes down both pids, and hangs with it."""
+    return ("/bin/sh", "-c", f"sleep 60 & echo $$ $! > {folder}/pids; wait")
+
+
+@pytest.mark.invariant(4)
+@pytest.mark.fault("the application hangs, and so does a process that it has started")
+async def test_a_timeout_kills_the_whole_group(tmp_path: Path, ledger: Callable[..., Ledger]) -> None:
+    """After its time is over, neither the application nor what it has started is there."""
+    books = ledger(bound="no process is left")
+    async with container(tmp_path, *hanging(tmp_path)) as call:
+        await eventually(call.ready, within=5)
+        books.injected()
+        books.failed("job")
+        await check_a_timeout_kills_all(call, tmp_path)
+    with pytest.raises(AssertionError, match="are gone"):
+        await check_a_timeout_kills_all(naive.RunsDirectly(tmp_path, *hanging(tmp_path)), tmp_path)
+    books.held("the launcher kills the process group")
+    books.naive("subprocess.run(timeout=): 1 of 2 processes was left running")
+
+
+async def check_output_is_bounded(call: Any) -> None:
+    """Of 2 MB that the application writes, the end is kept."""
+    result = await call.run("job", "t", b"", 20)
+    assert result.code == 3
+    assert len(result.stdout) <= 16_384
+    assert result.stdout.endswith("the end\n")
+
+
+LOUD = python("import sys\nfor _ in range(2000): sys.stdout.write('x' * 1000)\nprint('the end')\nsys.exit(3)")
+
+
+@pytest.mark.invariant(4)
+async def test_what_an_application_says_is_kept_within_a_bound(tmp_path: Path, capfd: Any) -> None:
+    """The last 16 KiB are kept, and it is never held up by what it wrote before."""
+    async with container(tmp_path, *LOUD) as call:
+        await eventually(call.ready, within=5)
+        await check_output_is_bounded(call)
+    assert len(capfd.readouterr().out) > 2_000_000  # all of it went on to the container's log
+
+
+@pytest.mark.naive(4)
+async def test_all_that_an_application_says_is_too_much(tmp_path: Path) -> None:
+    """Kept whole, a chatty application fills the memory, and the state."""
+    with pytest.raises(AssertionError):
+        await check_output_is_bounded(naive.RunsDirectly(tmp_path, *LOUD))
+
+
+async def check_failures_end(plant: Plant) -> None:
+    """An item that always fails is tried three times, after growing pauses, and is then given up."""
+    state, worker = plant.state(), plant.worker()
+    plant.application.code = lambda item: 3 if item == "bad" else 0
+    pauses = []
+    for _ in range(6):
+        await plant.manager().round()
+        await drain(worker)
+        times: Any = await plant.client.zrange(key(plant.app, "waiting"), 0, -1, withscores=True)
+        if not times:
+            break
+        now: Any = await plant.client.time(**on_one_node(plant.client, key(plant.app, "waiting")))
+        pauses.append(times[0][1] / 1000 - (now[0] + now[1] / 1e6))
+        await plant.client.zadd(key(plant.app, "waiting"), {times[0][0]: 1})  # its pause is over
+    assert plant.application.runs == {"bad": 3, "good": 1}, plant.application.runs
+    assert 49 < pauses[0] <= 100 < pauses[1] <= 200
+    (failure,) = await state.failures()
+    assert failure.item == "bad"
+    assert failure.report == {"attempts": 3, "reason": "exit 3", "stdout": "", "stderr": "code 3"}
+
+
+def on_one_node(client: Client, name: str) -> dict[str, Any]:
+    """Ask the node that has this key for its time."""
+    return {"target_nodes": client.get_node_from_key(name)} if isinstance(client, RedisCluster) else {}
+
+
+SLOW = {**QUICK, "attempts": 3, "backoff": 100.0, "backoff_cap": 1000.0}
+
+
+@KINDS
+@pytest.mark.invariant(4)
+async def test_a_failure_is_tried_again_and_then_given_up(place: Place) -> None:
+    """Three attempts with a doubled pause between them, and the report of the last is kept."""
+    async with opened(place.url) as client:
+        plant = Plant(client, place.app, Shelf(["bad", "good"]), Policy(parallelism=2, **SLOW))
+        await check_failures_end(plant)
+        found = await plant.manager().round()
+        assert found.created == 0
+        assert await plant.state().retry("bad")
+        assert not await plant.state().retry("good")
+        assert (await plant.manager().round()).created == 1
+
+
+@pytest.mark.naive(4)
+async def test_to_try_again_at_once_is_to_try_for_ever(server: Server, app: str) -> None:
+    """Without a count and a pause one bad item keeps a worker busy for good."""
+    async with opened(server.url) as client:
+        plant = Plant(
+            client, app, Shelf(["bad", "good"]), Policy(parallelism=2, **SLOW), state_of=naive.AgainAtOnce
+        )
+        busy = asyncio.create_task(check_failures_end(plant))
+        await eventually(lambda: plant.application.runs["bad"] > 20 or busy.done(), within=10)
+        assert not busy.done()
+        busy.cancel()
+        await asyncio.wait({busy})
+
+
+async def test_a_command_that_cannot_be_started_is_a_failed_attempt(tmp_path: Path) -> None:
+    """The reason says so, and the launcher goes on."""
+    async with container(tmp_path, "/no/such/program") as call:
+        await eventually(call.ready, within=5)
+        for token in ("t1", "t2"):
+            result = await call.run("job", token, b"", 10)
+            assert result.code is None
+            assert "No such file" in result.reason
+
+
+async def test_a_process_that_left_the_group_holds_nobody_up(tmp_path: Path) -> None:
+    """It keeps the pipe open in a session of its own, and the result comes all the same."""
+    command = ("/bin/sh", "-c", f"setsid sleep 60 & echo $! > {tmp_path}/pid; echo said")
+    async with container(tmp_path, *command) as call:
+        await eventually(call.ready, within=5)
+        result = await call.run("job", "t", b"", 30)
+        assert result.ok
+        assert result.stdout == "said\n"
+    left = psutil.Process(int((tmp_path / "pid").read_text()))
+    for child in [*left.children(), left]:
+        child.kill()
+
+
+# 5: leases
+
+
+async def reaped(client: Client, app: str, managers: list[Manager]) -> list[int]:
+    """Let every lease run out, and all managers look at one time; return what each took back."""
+    leased: Any = await client.zrange(key(app, "leases"), 0, -1)
+    for job in leased:
+        await client.zadd(key(app, "leases"), {job: 1})
+    return [found.again for found in await asyncio.gather(*(manager.round() for manager in managers))]
+
+
+async def check_a_zombie_changes_nothing(plant: Plant) -> None:
+    """One worker falls silent, another does the item; what the first says later changes nothing."""
+    state = plant.state()
+    managers = [plant.manager() for _ in range(3)]
+    await managers[0].round()
+    first = await state.claim("t-first")
+    assert first is not None
+    assert sum(await reaped(plant.client, plant.app, managers)) == 1, "given out more than once"
+    second = await state.claim("t-second")
+    assert second is not None
+    assert (second.item, second.attempt) == (first.item, 2)
+    assert await state.claim("t-third") is None
+    assert not await state.renew(first)
+    assert await state.renew(second)
+    assert await state.failed(first, {"reason": "late"}) is Ended.LOST
+    assert not await state.release(first)
+    assert not await state.drop(first)
+    assert await state.done(second) is Ended.DONE
+    assert await state.failed(first, {"reason": "late"}) is Ended.OVER
+    assert await state.done(first) is Ended.OVER
+    status = await state.status()
+    assert (status.done, status.failed, status.running) == (1, 0, 0)
+
+
+@KINDS
+@pytest.mark.invariant(5)
+async def test_a_zombie_neither_takes_nor_turns_an_item(place: Place) -> None:
+    """The item of a silent worker is given out once, and its late reports change nothing."""
+    async with opened(place.url) as client:
+        await check_a_zombie_changes_nothing(
+            Plant(client, place.app, Shelf(["item"]), Policy(parallelism=3, **QUICK))
+        )
+
+
+@pytest.mark.naive(5)
+async def test_a_report_without_its_lease_turns_done_into_failed(server: Server, app: str) -> None:
+    """Whoever reports last decides."""
+    async with opened(server.url) as client:
+        plant = Plant(
+            client, app, Shelf(["item"]), Policy(parallelism=3, **QUICK), state_of=naive.AnybodyReports
+        )
+        with pytest.raises(AssertionError):
+            await check_a_zombie_changes_nothing(plant)
+
+
+@KINDS
+@pytest.mark.invariant(5)
+async def test_a_late_completion_counts_once(place: Place) -> None:
+    """Done by one that had lost its lease is done: its successor is told to stop, and finds it ended."""
+    async with opened(place.url) as client:
+        plant = Plant(client, place.app, Shelf(["item"]), Policy(parallelism=3, **QUICK))
+        state = plant.state()
+        await plant.manager().round()
+        first = await state.claim("t-first")
+        await reaped(client, place.app, [plant.manager()])
+        second = await state.claim("t-second")
+        assert first is not None
+        assert second is not None
+        assert await state.done(first) is Ended.LATE
+        assert not await state.renew(second)
+        assert await state.failed(second, {}) is Ended.OVER
+        assert await state.done(second) is Ended.OVER
+        assert (await state.status()).done == 1
+        assert (await plant.manager().round()).created == 0
+
+
+@pytest.mark.invariant(5)
+async def test_an_item_whose_workers_all_fall_silent_is_given_up(server: Server, app: str) -> None:
+    """A lost lease is an attempt: after the last one the item has failed, and the event says so."""
+    heard = Recorder()
+    async with opened(server.url) as client:
+        plant = Plant(client, app, Shelf(["poison"]), Policy(parallelism=1, attempts=2, **QUICK))
+        manager = plant.manager(on_event=heard)
+        await manager.round()
+        for number in range(2):
+            assert await plant.state().claim(f"t-{number}")
+            await reaped(client, app, [manager])
+        assert await plant.state().claim("t-9") is None
+        (failure,) = await plant.state().failures()
+        assert (failure.item, failure.report["reason"]) == ("poison", "no heartbeat")
+        assert heard.of(HeartbeatLost) == [HeartbeatLost("q", "poison")]
+        assert heard.of(ItemGivenUp) == [ItemGivenUp("q", "poison")]
+
+
+class Told:
+    """A state that answers what it is told to, for a worker on virtual time."""
+
+    def __init__(self) -> None:
+        self.renewals: list[bool | Exception] = []
+        self.reports: list[str] = []
+        self.jobs = [Job("j", "item", 1, "", 9.0, 60.0)]
+
+    async def claim(self, token: str) -> Job | None:
+        return self.jobs.pop() if self.jobs else None
+
+    async def renew(self, job: Job) -> bool:
+        answer = self.renewals.pop(0) if self.renewals else True
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def done(self, job: Job, seconds: float = 0) -> Ended:
+        self.reports.append("done")
+        return Ended.DONE
+
+    async def release(self, job: Job, pause: float = 0) -> bool:
+        self.reports.append("release")
+        return True
+
+    failed = drop = release
+
+
+class Slow:
+    """An application that takes its time, on virtual time."""
+
+    def __init__(self, clock: ManualClock, seconds: float) -> None:
+        self.clock, self.seconds, self.ended = clock, seconds, ""
+
+    def ready(self) -> bool:
+        return True
+
+    async def run(self, job: str, token: str, content: bytes, limit: float) -> Result:
+        try:
+            await self.clock.sleep(self.seconds)
+        except asyncio.CancelledError:
+            self.ended = f"stopped at {self.clock.monotonic():g}"
+            raise
+        self.ended = f"ended at {self.clock.monotonic():g}"
+        return Result(0, "exit 0")
+
+
+async def check_a_lost_lease_stops_the_application(make: Any, renewals: list[Any], stopped_at: float) -> None:
+    """The lease cannot be renewed: the application is stopped, at the latest when it would have run out."""
+    clock = ManualClock()
+    state, application = Told(), Slow(clock, 100)
+    state.renewals = renewals
+    worker = make("w", state, Shelf(["item"]), application, clock=clock)
+    step = asyncio.create_task(worker.step())
+    await clock.advance(101)
+    await step
+    assert application.ended == f"stopped at {stopped_at:g}"
+    assert state.reports == []
+
+
+LOST = [
+    ([False], 3),
+    ([True, True, False], 9),
+    ([OSError("silence")] * 50, 9),
+    ([True, *[OSError()] * 50], 12),
+]
+
+
+@pytest.mark.invariant(5)
+@pytest.mark.parametrize(("renewals", "stopped_at"), LOST)
+async def test_a_worker_without_its_lease_stops(renewals: list[Any], stopped_at: float) -> None:
+    """Told that it is another's, or told nothing until it would have run out, it stops its application."""
+    await check_a_lost_lease_stops_the_application(WorkerManager, list(renewals), stopped_at)
+
+
+@pytest.mark.naive(5)
+async def test_a_worker_that_does_not_listen_goes_on() -> None:
+    """It runs beside its successor to the end."""
+    with pytest.raises(AssertionError):
+        await check_a_lost_lease_stops_the_application(naive.DeafWorker, [False], 3)
+
+
+@pytest.mark.invariant(5)
+async def test_an_item_longer_than_its_lease_is_kept_by_heartbeats() -> None:
+    """A lease of 9 s, an item of 100 s, and a heartbeat that failed twice: done at its first attempt."""
+    clock, heard = ManualClock(), Recorder()
+    state, application = Told(), Slow(clock, 100)
+    state.renewals = [True, OSError(), OSError(), True]
+    worker = WorkerManager("w", state, Shelf(["item"]), application, clock=clock, on_event=heard)  # type: ignore[arg-type]  # Told is enough of a State
+    step = asyncio.create_task(worker.step())
+    await clock.advance(101)
+    assert await step
+    assert state.reports == ["done"]
+    assert heard.names() == ["ItemStarted", "HeartbeatFailed", "HeartbeatFailed", "ItemDone"]
+
+
+@pytest.mark.invariant(5)
+@pytest.mark.parametrize(("seconds", "report"), [(5, "done"), (50, "release")])
+async def test_a_worker_that_is_told_to_end_finishes_or_gives_back(seconds: float, report: str) -> None:
+    """Within the grace the item is finished; after it the application is stopped, and no attempt counted."""
+    clock = ManualClock()
+    state, application = Told(), Slow(clock, seconds)
+    worker = WorkerManager("w", state, Shelf(["item"]), application, clock=clock, grace=10, poll=0.1)  # type: ignore[arg-type]  # Told is enough of a State
+    running = asyncio.create_task(worker.run())
+    await clock.advance(1)
+    worker.stop()
+    worker.stop()
+    await clock.advance(11)
+    await running
+    assert state.reports == [report]
+
+
+@KINDS
+@pytest.mark.invariant(5)
+async def test_a_job_given_back_costs_no_attempt(place: Place) -> None:
+    """Released after the claim, it is at its first attempt again, and nobody holds it."""
+    async with opened(place.url) as client:
+        plant = Plant(client, place.app, Shelf(["item"]), Policy(parallelism=1, **QUICK))
+        await plant.manager().round()
+        for number in range(3):
+            job = await plant.state().claim(f"t-{number}")
+            assert job is not None
+            assert job.attempt == 1
+            assert await plant.state().release(job)
+            assert not await plant.state().release(job)
+
+
+# the application's container dies
+
+
+async def test_a_call_that_nobody_has_taken_is_withdrawn(tmp_path: Path) -> None:
+    """The application container is gone before it began: the item was not attempted."""
+    async with container(tmp_path, "/bin/true") as call:
+        await eventually(call.ready, within=5)
+    assert not call.ready()
+    with pytest.raises(ApplicationDown):
+        await call.run("job", "t", b"", 10)
+    assert {path.name for path in (tmp_path / "calls").iterdir()} == {"alive"}
+
+
+async def test_a_cancelled_call_ends_the_application(tmp_path: Path) -> None:
+    """Withdrawn while it runs, it is killed, and the next call is answered."""
+    async with container(tmp_path, "/bin/sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60") as call:
+        await eventually(call.ready, within=5)
+        running = asyncio.create_task(call.run("job", "t", b"", 60))
+        await eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), within=5)
+        running.cancel()
+        await asyncio.wait({running})
+        pid = int((tmp_path / "pid").read_text())
+        await eventually(lambda: not psutil.pid_exists(pid), within=2)
+
+
+async def test_a_new_worker_manager_withdraws_what_the_old_one_left(tmp_path: Path) -> None:
+    """A call and an item of one that was killed are taken away, and what runs for it is ended."""
+    async with container(tmp_path, "/bin/sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60") as call:
+        folders = Folders(tmp_path / "calls", tmp_path / "items")
+        (tmp_path / "items" / "old").write_bytes(b"")
+        folders.put(folders.call, {"job": "old", "token": "t", "file": "/x", "timeout": 60})
+        await eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), within=5)
+        call.clear()
+        pid = int((tmp_path / "pid").read_text())
+        await eventually(lambda: not psutil.pid_exists(pid), within=2)
+        assert not list((tmp_path / "items").iterdir())
+
+
+async def test_only_one_launcher_answers(tmp_path: Path) -> None:
+    """A second one in the same folder is refused by the lock."""
+    async with container(tmp_path, "/bin/true") as call:
+        await eventually(call.ready, within=5)
+        with pytest.raises(BlockingIOError):
+            Folders(tmp_path / "calls", tmp_path / "items").hold()
+
+
+async def test_a_worker_without_an_application_takes_nothing() -> None:
+    """It says so once, and claims no item until there is one."""
+    clock, heard = ManualClock(), Recorder()
+    state, application = Told(), Slow(clock, 1)
+    up = [False]
+    application.ready = lambda: up[0]  # type: ignore[method-assign]  # it comes later
+    worker = WorkerManager("w", state, Shelf(["item"]), application, clock=clock, on_event=heard)  # type: ignore[arg-type]  # Told is enough of a State
+    running = asyncio.create_task(worker.run())
+    await clock.advance(5)
+    assert heard.events == [ApplicationMissing("w")]
+    up[0] = True
+    await clock.advance(2)
+    assert state.reports == ["done"]
+    worker.stop()
+    await clock.advance(1)
+    await running
+
+
+# 6: sources
+
+
+async def check_source_faults_stop_no_other(plant: Plant, site: Site, good: list[str]) -> Recorder:
+    """Whatever the source does to some, the good items are done at their first attempt, once each."""
+    heard = Recorder()
+    workers = [plant.worker(on_event=heard)]
+    async with asked_over_http(site.app(), timeout=0.3, largest_item=1000) as source:
+        plant.source = source
+        manager = plant.manager(on_event=heard)
+        worker = plant.worker(on_event=heard)
+        workers = [worker]
+        async with rounds(manager), asyncio.TaskGroup() as group:
+            for each in workers:
+                group.create_task(each.run())
+
+            async def all_good() -> bool:
+                return all(plant.application.runs[name] for name in good)
+
+            try:
+                await eventually(all_good, within=8, what=f"the good items: {plant.application.runs}")
+            finally:
+                worker.stop()
+    assert all(plant.application.runs[name] == 1 for name in good), plant.application.runs
+    assert {event.attempt for event in heard.of(ItemDone)} <= {1}
+    failed = {event.item for event in heard.of(ItemFailed) if "more than" not in event.reason}
+    assert not failed, f"{failed} failed for the source's fault"
+    return heard
+
+
+def troubled() -> Site:
+    """A source that fails in each way that sources fail, and lists good items between."""
+    once = {"count": 0}
+
+    async def late(_: web.Request) -> web.Response:
+        await asyncio.sleep(0.6)
+        return web.Response()
+
+    def at_second(request: web.Request) -> web.Response:
+        once["count"] += 1
+        return web.Response(status=500) if once["count"] < 3 else web.Response(body=b"moody")
+
+    names = ["a", "b", "b", "gone", "big", "moody", 7, None, "", "x" * 2000, ["c"], "\ud800", "c"]
+    return Site(
+        [
+            body("", 500),
+            late,
+            body("not JSON"),
+            body("[" * 100_000),
+            body('{"items": {"a": 1}}'),
+            body('{"items": ["a"], "next": 7}'),
+            body('{"items": NaN}'),
+            listed(["a"], next="1"),  # and the next page fails
+            body("", 503),
+            listed(["d"], next="same"),  # a cursor that comes again
+            listed(["d"], next="same"),
+            listed(names),
+        ],
+        {"a": b"a", "b": b"b", "c": b"c", "d": b"d", "big": b"x" * 5000, "moody": at_second},
+    )
+
+
+@pytest.mark.invariant(6)
+@pytest.mark.fault("source: 500, hangs, no JSON, pages that do not end, names twice or no names, items gone")
+async def test_a_troubled_source_stops_no_good_item(
+    server: Server, app: str, ledger: Callable[..., Ledger]
+) -> None:
+    """Eleven bad answers and seven bad entries later each good item has been done once, at one attempt."""
+    books = ledger(bound="each good item at its first attempt")
+    async with opened(server.url) as client:
+        site = troubled()
+        plant = Plant(client, app, None, Policy(parallelism=2, **QUICK))
+        bad = len(site.lists) - 1
+        good = ["a", "b", "c", "d", "moody"]
+        heard = await check_source_faults_stop_no_other(plant, site, good)
+        books.injected(bad)
+        for name in good:
+            books.acked(name)
+            books.effect(name, plant.application.runs[name])
+        assert len(heard.of(RoundFailed)) >= 8
+        assert {event.reason for event in heard.of(ItemRejected)} >= {
+            "int instead of text",
+            "not text that UTF-8 can hold",
+        }
+        assert {event.item for event in heard.of(ItemReturned)} == {"gone", "moody"}
+        assert [failure.item for failure in await plant.state().failures()] == ["big"]
+        status = await plant.state().status()
+        assert (status.done, status.running) == (5, 0)
+        second = Plant(client, f"{app}-naive", None, Policy(parallelism=2, **QUICK), worker_of=naive.GivesUp)
+        with pytest.raises(AssertionError):
+            await check_source_faults_stop_no_other(second, troubled(), good)
+        failures = [failure.item for failure in await second.state().failures()]
+        books.held("a round that fails is followed by the next; an item that cannot be had is given back")
+        books.naive(f"a failed GET counted as a failed attempt: gave up on {', '.join(failures)}")
+
+
+@pytest.mark.naive(6)
+async def test_an_attempt_spent_on_the_source_is_lost(server: Server, app: str) -> None:
+    """The item fails for what the source did."""
+    async with opened(server.url) as client:
+        plant = Plant(client, app, None, Policy(parallelism=2, **QUICK), worker_of=naive.GivesUp)
+        with pytest.raises(AssertionError):
+            await check_source_faults_stop_no_other(plant, troubled(), ["a", "b", "c", "d", "moody"])
+
+
+async def test_pages_that_change_between_two_requests_are_made_good_by_the_next_round(
+    server: Server, app: str
+) -> None:
+    """An item that slipped from one page to another was not seen, or twice: it is done once all the same."""
+    async with opened(server.url) as client:
+        site = Site(
+            [
+                listed(["a", "b"], next="2"),
+                listed(["b", "d"]),  # "a" was taken away, and "c" slipped to the first page
+                listed(["b", "c"], next="2"),
+                listed(["d"]),
+            ],
+            {name: name.encode() for name in "abcd"},
+        )
+        plant = Plant(client, app, None, Policy(parallelism=2, **QUICK))
+        async with asked_over_http(site.app()) as source:
+            plant.source = source
+            for created in (3, 1):
+                assert (await plant.manager().round()).created == created
+                await drain(plant.worker())
+        assert plant.application.runs == {"a": 1, "b": 1, "c": 1, "d": 1}
+
+
+async def test_a_source_that_cannot_be_reached_says_so() -> None:
+    """Refused, redirected, answered too long: each is SourceFailed or ItemTooLarge, with what was asked."""
+    async with ClientSession() as session:
+        with pytest.raises(SourceFailed, match="Connect"):
+            await HttpSource("http://127.0.0.1:9", session).page(None)
+    site = Site([body("", 302)], {"big": b"x" * 2000, "away": lambda _: web.HTTPFound("http://127.0.0.1:9/")})
+    async with asked_over_http(site.app(), largest_item=1000) as source:
+        with pytest.raises(SourceFailed, match="302"):
+            await source.page(None)
+        with pytest.raises(ItemTooLarge, match="1000"):
+            await source.get("big")
+
+
+@pytest.mark.invariant(1)
+async def test_the_state_forgets_what_is_not_listed_any_more(server: Server, app: str) -> None:
+    """Done items that the source has dropped leave the state after `keep`; listed ones stay for ever."""
+    async with opened(server.url) as client:
+        source = Shelf(["stays", "goes"])
+        plant = Plant(client, app, source, Policy(parallelism=2, **QUICK))
+        await until_ended(plant.manager(), [plant.worker()], plant.state(), 2)
+        source.items = ["stays"]
+        old = {job_id("q", name): 1 for name in ("stays", "goes")}
+        await client.zadd(key(app, "ended"), old)  # long ago
+        await client.hset(key(app, "counts"), "listed", 1)  # and nobody has listed since
+        await plant.manager().round()
+        assert await client.zcard(key(app, "ended")) == 2  # one item may have slipped a page
+        await plant.manager().round()
+        assert await client.zrange(key(app, "ended"), 0, -1) == [job_id("q", "stays").encode()]
+
+
+# 7: exchange
+
+
+@pytest.mark.invariant(7)
+@pytest.mark.parametrize("kind", ["folder", "redis"])
+@pytest.mark.parametrize("command", [WORDS, PICTURE], ids=["words", "picture"])
+async def test_sources_and_applications_are_exchanged(
+    kind: str,
+    command: tuple[str, ...],
+    server: Server,
+    app: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two sources and two applications, unmodified, under the same manager and worker."""
+    await check_exchange(Manager, kind, command, server.url, app, tmp_path, monkeypatch)
+
+
+async def check_exchange(
+    manager_of: Any,
+    kind: str,
+    command: tuple[str, ...],
+    url: str,
+    app: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The items of the source come out of the application."""
+    items = {"one": b"a b c\n", "two": b"d\n"}
+    shelf, out = folder / "shelf", folder / "out"
+    shelf.mkdir()
+    out.mkdir()
+    monkeypatch.setenv("OUTPUT", str(out))
+    async with opened(url) as client:
+        if kind == "folder":
+            monkeypatch.setenv("FOLDER", str(shelf))
+            for name, content in items.items():
+                (shelf / name).write_bytes(content)
+            served = folder_source(shelf)
+        else:
+            await client.hset(items_key(app, "q"), mapping=items)  # type: ignore[arg-type]  # bytes are values, too
+            served = redis_source(client, items_key(app, "q"))
+        async with asked_over_http(served) as source, container(folder, *command) as call:
+            plant = Plant(client, app, source, Policy(parallelism=2, **QUICK), manager_of=manager_of)
+            plant.application = call  # type: ignore[assignment]  # a real one
+            await eventually(call.ready, within=5)
+            await plant.manager().round()
+            await drain(plant.worker())
+        found = {path.name: path.read_text() for path in out.iterdir()}
+        assert set(found) == {job_id("q", name) for name in items}
+        if command is WORDS:
+            assert json.loads(found[job_id("q", "one")]) == {"lines": 1, "words": 3, "bytes": 6}
+        else:
+            assert len(set(found.values())) == 2
+
+
+@pytest.mark.naive(7)
+async def test_a_manager_that_knows_its_source_knows_no_other(
+    server: Server, app: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lists the folder itself, and finds nothing when the items are elsewhere."""
+    monkeypatch.setenv("FOLDER", str(tmp_path))
+    with pytest.raises(AssertionError):
+        await check_exchange(naive.KnowsFolders, "redis", WORDS, server.url, app, tmp_path, monkeypatch)
+
+
+# 8: scaling
+
+
+def simulated(
+    scaler: Any, rates: list[float], service: float, rng: random.Random, start: int = 1
+) -> tuple[list[int], list[int]]:
+    """Run a queue for a minute at each rate, with workers that take 15 s to start; return both by second."""
+    queue: list[float] = []
+    busy: list[float] = []
+    workers, coming = start, list[tuple[int, int]]()
+    created = finished = 0
+    total = 0.0
+    counts, waiting = [], []
+    for now in range(60 * len(rates)):
+        rate = rates[now // 60]
+        arrivals = int(rate) + (rng.random() < rate % 1)
+        created += arrivals
+        queue += [now] * arrivals
+        for _ in range(10):  # tenths of a second
+            busy = [left - 0.1 for left in busy]
+            ended = [left for left in busy if left <= 1e-9]
+            finished += len(ended)
+            total += service * len(ended)
+            busy = [left for left in busy if left > 1e-9]
+            while queue and len(busy) < workers:
+                queue.pop(0)
+                busy.append(service)
+        if now % 5 == 0:
+            status = Status(len(queue), 0, len(busy), 0, 0, created, finished, total, 0.0)
+            wanted = scaler(status, float(now))
+            if wanted < workers:
+                workers, coming = wanted, []
+            elif wanted > workers + len(coming):
+                coming += [(now + 15, 1)] * (wanted - workers - len(coming))
+        workers += sum(count for at, count in coming if at <= now)
+        coming = [(at, count) for at, count in coming if at > now]
+        counts.append(workers)
+        waiting.append(len(queue))
+    return counts, waiting
+
+
+def check_scaling(make: Callable[[Scaling], Any], rng: random.Random) -> None:
+    """4 items a second of 1.5 s each: it comes to some number over 6, stays there, and clears the queue."""
+    scaler = make(Scaling(most=50, settle=120, memory=60, drain=60))
+    counts, waiting = simulated(scaler.workers, [4.0] * 15, 1.5, rng)
+    steady = counts[600:]
+    changes = sum(a != b for a, b in itertools.pairwise(steady))
+    assert changes <= 2, (
+        f"{changes} changes in 5 minutes of the same load, between {min(steady)} and {max(steady)}"
+    )
+    assert 6 < min(steady) <= max(steady) <= 12
+    assert max(waiting[600:]) < 20
+
+
+@pytest.mark.invariant(8)
+def test_the_scaling_rule_comes_to_rest(rng: random.Random) -> None:
+    """Under a steady load the number of workers settles above arrival rate times service time."""
+    check_scaling(Scaler, rng)
+
+
+@pytest.mark.naive(8)
+def test_scaling_by_backlog_swings(rng: random.Random) -> None:
+    """Workers who follow the backlog come when it is gone, and go when it is back."""
+    with pytest.raises(AssertionError, match="changes in 5 minutes"):
+        check_scaling(naive.ByBacklog, rng)
+
+
+@pytest.mark.invariant(8)
+def test_the_backlog_is_bounded_if_and_only_if_workers_exceed_the_load(rng: random.Random) -> None:
+    """4 items a second of 1.5 s each: 7 workers hold the queue, 5 do not."""
+    held = simulated(lambda *_: 7, [4.0] * 10, 1.5, rng, start=7)[1]
+    lost = simulated(lambda *_: 5, [4.0] * 10, 1.5, rng, start=5)[1]
+    assert max(held) < 10
+    assert lost[-1] > 300
+
+
+@pytest.mark.invariant(8)
+def test_the_scaling_rule_follows_the_load_up_at_once_and_down_slowly(rng: random.Random) -> None:
+    """Tripled, the load has its workers within two minutes; gone, they leave after `settle`."""
+    scaler = Scaler(Scaling(most=50, settle=120, memory=60, drain=60))
+    counts, waiting = simulated(scaler.workers, [2.0] * 8 + [6.0] * 8 + [0.0] * 8, 1.5, rng)
+    assert 3 < counts[470] <= 6
+    assert counts[480 + 120] >= 9
+    assert waiting[950] < 20
+    assert counts[480 * 2 + 60] >= 9
+    assert counts[-1] == 1
+
+
+def test_the_scaling_rule_starts_from_nothing_and_outlives_an_amnesia() -> None:
+    """With no rates known one worker is wanted where something waits; counts that go back are passed over."""
+    scaler = Scaler(Scaling(most=5, least=0))
+    empty = Status(0, 0, 0, 0, 0, 0, 0, 0.0, 0.0)
+    assert scaler.workers(empty, 0) == 0
+    assert scaler.workers(Status(9, 0, 0, 0, 0, 9, 0, 0.0, 0.0), 1) == 1
+    assert scaler.workers(Status(9, 0, 1, 0, 0, 900, 50, 500.0, 0.0), 2) == 5
+    assert scaler.workers(Status(9, 0, 1, 0, 0, 1, 0, 0.0, 0.0), 3) == 5
+
+
+async def test_the_manager_exposes_what_an_autoscaler_asks_for(server: Server, app: str) -> None:
+    """Backlog, states and wanted workers in Prometheus text; 503 while Redis is silent."""
+    async with opened(server.url) as client:
+        plant = Plant(client, app, Shelf(["a", "b"]), Policy(parallelism=2, **QUICK))
+        await plant.manager().round()
+        async with (
+            serving(metrics_app(plant.state(), Scaler(Scaling(most=5))), grace=0.1) as served,
+            ClientSession() as session,
+        ):
+            async with session.get(f"{served.url}/metrics") as answer:
+                text = await answer.text()
+            assert 'work_queue_items{queue="q",state="ready"} 2.0' in text
+            assert 'work_queue_workers_wanted{queue="q"} 1.0' in text
+            async with session.get(f"{served.url}/status") as answer:
+                assert (await answer.json())["ready"] == 2
+            async with session.get(f"{served.url}/livez") as answer:
+                assert await answer.text() == "alive"
+    async with opened("redis://127.0.0.1:9") as nobody:
+        state = State("q", nobody, app=app)
+        async with (
+            serving(metrics_app(state, Scaler(Scaling(most=5))), grace=0.1) as served,
+            ClientSession() as session,
+            session.get(f"{served.url}/metrics") as answer,
+        ):
+            assert answer.status == 503
+
+
+# what is done to all of it together
+
+
+@pytest.mark.slow
+@pytest.mark.invariant(1, 5)
+@pytest.mark.fault("20 workers killed (SIGKILL) in their items, before or after the effect, over 5,000 items")
+async def test_killed_workers_lose_no_item(
+    server: Server, app: str, spawn: Callable[..., Worker], ledger: Callable[..., Ledger]
+) -> None:
+    """Real processes: each item is done, and at most as many twice as workers were killed."""
+    books = ledger(duplicated=20, bound="one item in hand for each worker")
+    naive_books = books.without("done is said before it is done")
+    await faults.workers_killed(spawn, server.url, app, books, mode="workers", jobs=5_000, every=250)
+    await faults.workers_killed(
+        spawn, server.url, f"{app}-naive", naive_books, mode="workers-done-first", jobs=100, every=5
+    )
+    books.held("the lease runs out, and the item is tried again")
+
+
+@pytest.mark.slow
+@pytest.mark.invariant(5)
+@pytest.mark.fault("a worker stopped (SIGSTOP) in its item for longer than its lease, five times")
+async def test_a_paused_worker_does_an_item_twice_and_no_more(
+    server: Server, app: str, spawn: Callable[..., Worker], ledger: Callable[..., Ledger]
+) -> None:
+    """Its successor has done the item; when it goes on it finds that out, and says nothing that counts."""
+    books = ledger(duplicated=5, bound="one run too many for each pause")
+    await faults.worker_paused(spawn, server.url, app, books)
+    books.held("the item is given to another; what the paused one reports is over")
+    async with opened(server.url) as client:
+        plant = Plant(
+            client,
+            f"{app}-naive",
+            Shelf(["item"]),
+            Policy(parallelism=3, **QUICK),
+            state_of=naive.AnybodyReports,
+        )
+        with pytest.raises(AssertionError):
+            await check_a_zombie_changes_nothing(plant)
+        failed = len(await client.hkeys(key(f"{app}-naive", "failed")))
+        books.naive(f"reports taken from anybody: {failed} of 1 items turned from done to failed")
+
+
+@KINDS
+@pytest.mark.slow
+@pytest.mark.fault("every connection to Redis reset (RST) every 200 ms")
+async def test_resets_cost_nothing(place: Place, ledger: Callable[..., Ledger]) -> None:
+    """The workers go on by themselves, and each item is done once."""
+    books = ledger(duplicated=0, within=20, bound="all done")
+    async with place.site(connect) as lines, opened(place.url) as client:
+        await faults.connections_reset(
+            lines, client, place.app, books, books.without("LPOP, and again on an error")
+        )
+        assert not in_use(lines.client)
+    books.held("a claim asks again with its token; a report may come twice")
+
+
+@KINDS
+@pytest.mark.slow
+@pytest.mark.fault("replies of Redis lost, whatever was asked, and the connection reset")
+async def test_a_lost_reply_changes_nothing(place: Place, ledger: Callable[..., Ledger]) -> None:
+    """Each script may be sent again: no item is left behind, and none is done twice."""
+    books = ledger(bound="all done, each once")
+    async with place.site(connect) as lines:
+        await faults.replies_lost(lines, place.app, books, books.without("LPOP, and again on an error"))
+    books.held("every transition is one script that may run twice")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("server killed (SIGKILL) and restarted with its log (appendfsync always)")
+async def test_a_server_that_comes_back_knows_all(app: str, ledger: Callable[..., Ledger]) -> None:
+    """Nothing is lost, and done again is only what was in hand: a lost reply may let a lease run out."""
+    books = ledger(duplicated=6, within=20, bound="at most the items in hand twice")
+    with Server("--appendonly", "yes", "--appendfsync", "always") as server:
+        await faults.server_restarted(server, app, books, kept=True)
+    with Server() as server:
+        await faults.popped_and_killed(server, f"{app}-naive", books.without("a list in Redis, no log"))
+    books.held("workers and manager go on where it was")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("server killed (SIGKILL) and restarted without its memory (no AOF)")
+async def test_a_server_that_has_forgotten_all_costs_work_and_no_item(
+    app: str, ledger: Callable[..., Ledger]
+) -> None:
+    """The source still lists every item: what was done is done again, and nothing is left out."""
+    books = ledger(within=20, bound="no item left out; what was done may be done again")
+    with Server("--save", "") as server:
+        runs = await faults.server_restarted(server, app, books, kept=False)
+        again = sum(runs.values()) - len(runs)
+        await faults.popped_and_killed(server, f"{app}-naive", books.without("a list in Redis"))
+    books.held(f"the source is the truth: {again} runs too many, no item lost")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("the primary of the queue's slot killed (SIGKILL) in a 3+3 cluster")
+async def test_a_failover_costs_work_and_no_item(app: str, ledger: Callable[..., Ledger]) -> None:
+    """What the new primary has not heard of is compared with the source again; every item is done."""
+    books = ledger(within=30, bound="no item left out; what was done may be done again")
+    names = [f"item {number}" for number in range(300)]
+    with Cluster("--cluster-node-timeout", "500") as own:
+        async with opened(own.url) as client, faults.at_work(client, app, names) as plant:
+            plant.application.turns = 12
+            await eventually(lambda: len(plant.application.runs) > 100, within=10)
+            own.primary_of(key(app, "rules")).kill()
+            books.injected()
+            await faults.all_done(plant.state(), len(names), within=30)
+            books.recovered()
+        runs = plant.application.runs
+        faults.enter(books, names, Counter(set(runs)))
+        lone = await alone_and_killed(app)
+    books.held(f"the manager compares again: {sum(runs.values()) - len(runs)} runs too many, no item lost")
+    books.naive(lone)
+
+
+async def alone_and_killed(app: str) -> str:
+    """The naive: a list on a primary whose replica has heard nothing yet; killed, the replica has less."""
+    names = [f"item {number}" for number in range(300)]
+    with Server() as primary, Server(replica_of=primary) as replica:
+        replica.stop()  # it will hear of nothing more
+        primary.command("RPUSH", "list", *names)
+        primary.kill()
+        replica.cont()
+        await asyncio.to_thread(eventually_now, lambda: replica.command("REPLICAOF", "NO", "ONE"), within=5)
+        left = int(replica.command("LLEN", "list"))
+    return f"a list in Redis, promoted from a replica that stood: {300 - left} of 300 lost"
+
+
+# processes and Pods
+
+
+@pytest.mark.slow
+@pytest.mark.invariant(1, 5, 7)
+@pytest.mark.fault("local processes: manager, worker-manager and application container killed in turn")
+async def test_every_container_may_be_killed(
+    server: Server, tmp_path: Path, ledger: Callable[..., Ledger]
+) -> None:
+    """Each is started again, as by a kubelet, and every item ends done."""
+    books = ledger(duplicated=9, bound="all done")
+    shelf, out = tmp_path / "shelf", tmp_path / "out"
+    shelf.mkdir()
+    out.mkdir()
+    names = [f"letter {number}" for number in range(24)]
+    for name in names:
+        (shelf / name).write_text(name)
+    ran = tmp_path / "ran"
+    command = (
+        "/bin/sh",
+        "-c",
+        f'printf "%s\\n" "$(cat "$WORK_ITEM_FILE")" >> {ran}; sleep 0.05;'
+        f'cp "$WORK_ITEM_FILE" {out}/$WORK_ITEM_ID',
+    )
+    settings = {
+        "FOLDER": shelf,
+        "PARALLELISM": 4,
+        "LEASE": 1,
+        "PERIOD": 0.1,
+        "BACKOFF": 0.05,
+        "ATTEMPTS": 9,
+        "APP": tmp_path.name,
+    }
+    async with opened(server.url) as client:
+        state = State("items", client, app=tmp_path.name)
+        async with Local(tmp_path / "pods", command, server.url, settings=settings) as local:
+            for name in ("application-1", "worker-2", "manager"):
+                each = local.containers[name]
+                before = (await state.status()).done
+                await eventually(partial(getattr, each, "pid"), within=20)
+
+                async def goes_on(before: int = before) -> bool:
+                    return (await state.status()).done > before
+
+                await eventually(goes_on, within=20)
+                pid = local.kill(name)
+                books.injected()
+
+                def restarted(each: Container = each, pid: int = pid) -> bool:
+                    return each.pid not in {0, pid}
+
+                await eventually(restarted, within=10)
+                assert each.codes == [-9]
+            await faults.all_done(state, len(names))
+        assert all(code in {0, -9, -15} for each in local.containers.values() for code in each.codes), (
+            local.containers
+        )
+        runs = Counter(ran.read_text().split("\n")[:-1])
+        faults.enter(books, names, runs)
+        assert {path.name for path in out.iterdir()} == {job_id("items", name) for name in names}
+    books.held("leases run out, calls are answered as interrupted, the next round compares")
+    books.naive(in_memory_queue_killed(names))
+
+
+def in_memory_queue_killed(names: list[str]) -> str:
+    """The naive: a process pool with its queue in memory, killed in the middle; it has no second life."""
+    program = "import sys\nfor name in sys.argv[1:]:\n    print(name, flush=True)\n    sys.stdin.readline()\n"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [*python(program)[:-1], program, *names], stdin=pipe, stdout=pipe, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        done = 0
+        for _ in range(10):
+            process.stdout.readline()
+            process.stdin.write("\n")
+            process.stdin.flush()
+            done += 1
+        process.kill()
+    return f"a queue in the memory of one process: {len(names) - done} of {len(names)} lost with it"
+
+
+@pytest.mark.containers
+@pytest.mark.slow
+@pytest.mark.invariant(1, 4, 5)
+async def test_the_pods_keep_what_the_processes_promise(pods: Pods, server: Server, app: str) -> None:
+    """Two Pods from the manifest; the application and the manager are killed, and every item is done."""
+    config = {
+        "REDIS_URL": server.url,
+        "APP": app,
+        "SOURCE_PORT": (source := pods.free_port()),
+        "SOURCE_URL": f"http://127.0.0.1:{source}",
+        "MANAGER_PORT": (port := pods.free_port()),
+        "LEASE": 1,
+        "PERIOD": 0.2,
+        "BACKOFF": 0.1,
+    }
+    async with opened(server.url) as client:
+        where = items_key(app, "letters")
+        await client.hset(where, mapping={"hello": b"hello world\n", "../up": b"a b c"})
+        state = State("letters", client, app=app)
+        slow = [
+            "/bin/sh",
+            "-c",
+            'grep -q slow "$WORK_ITEM_FILE" && [ ! -e /calls/once ] && touch /calls/once && sleep 60; '
+            'echo x 2>/dev/null > "$WORK_ITEM_FILE"; exec python3 /app/count_words.py',
+        ]
+
+        def change(documents: list[dict[str, Any]]) -> None:
+            documents[1]["spec"]["containers"][1]["args"] = slow
+
+        with pods.played("container/work_queue", config=config, change=change) as pod:
+            await faults.all_done(state, 2, within=40)
+            assert '{"lines": 1, "words": 2, "bytes": 12}' in pod.text("application")
+            manager = pod.kill("manager")
+            await client.hset(where, "slow", b"slow and steady")
+
+            async def running() -> bool:
+                return (await state.status()).running == 1
+
+            await eventually(running, within=30)
+            assert pod.pid("manager") not in {0, manager}
+            await eventually(lambda: "once" in pod.run("application", "ls", "/calls"), within=20)
+            application = pod.kill("application")
+            await faults.all_done(state, 3, within=30)
+            assert pod.pid("application") not in {0, application}
+            assert (pod.restarts("manager"), pod.restarts("application"), pod.restarts("worker")) == (1, 1, 0)
+            assert '{"lines": 0, "words": 3, "bytes": 15}' in pod.text("application")
+            assert "reason='interrupted'" in pod.text("worker")
+            async with ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+                assert 'work_queue_items{queue="letters",state="done"} 3.0' in await answer.text()
+
+
+def test_the_deployment_is_what_kubernetes_takes() -> None:
+    """Service, Deployment and autoscaler are valid, and the worker is the one of pod.yaml."""
+    documents = list(yaml.safe_load_all((HERE / "deployment.yaml").read_text()))
+    for document in documents:
+        kubernetes_validate.validate(document, "1.33", strict=True)
+    pod = list(yaml.safe_load_all((HERE / "pod.yaml").read_text()))[1]["spec"]
+    deployed = documents[1]["spec"]["template"]["spec"]
+    for one, other in zip(pod["containers"], deployed["containers"], strict=True):
+        for field in ("name", "image", "args", "volumeMounts", "resources", "securityContext"):
+            assert one[field] == other[field]
+    mounts = {mount["mountPath"]: mount for mount in pod["containers"][1]["volumeMounts"]}
+    assert mounts["/items"]["readOnly"] is True
