@@ -118,7 +118,7 @@ def raw(data: bytes) -> Behaviour:
         seen.body = await request.read()
         transport = request.transport
         assert transport is not None
-        transport.write(data)  # type: ignore[attr-defined]  # it is a transport that writes
+        transport.write(data)
         transport.close()
         raise ConnectionResetError("told to")
 

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import random
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
+from aiohttp import web
 
-from patterns.container.ambassador import ranked
+from patterns.container.ambassador import (
+    Header,
+    ProxyError,
+    RequestForwarded,
+    RequestRefused,
+    Segment,
+    ranked,
+    read,
+)
+from patterns.container.ambassador.events import UpstreamFailed
+from patterns.events import Recorder
+from patterns.resiliency.circuit_breaker import CircuitBreaker
+from patterns.resiliency.circuit_breaker import Policy as CircuitPolicy
 from tests.container.ambassador_checks import (
+    SMUGGLING,
     check_a_broken_answer_shows,
     check_a_client_that_hangs_up_ends_the_attempt,
     check_amplification,
@@ -27,12 +45,33 @@ from tests.container.ambassador_checks import (
     check_streams,
     check_transparent,
 )
-from tests.container.ambassador_ground import certificates, ours, tls_origin
+from tests.container.ambassador_ground import (
+    Gone,
+    Lenient,
+    Origin,
+    answer,
+    certificates,
+    client,
+    hang,
+    never,
+    origins,
+    ours,
+    raw,
+    refusing_url,
+    reset,
+    say,
+    tls_origin,
+)
 from tests.container.ambassador_naive import passes_bytes_on, with_flags
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
+
+    from tests.faults.ledger import Ledger
+    from tests.faults.workers import Worker
+    from tests.pods import Pods
 
 
 @pytest.mark.invariant(1)
@@ -133,7 +172,8 @@ async def test_naive_hang_up() -> None:
 def test_shards() -> None:
     """Every process agrees on a key's shard, and a new shard takes only its share of the keys."""
     check_shards_agree(
-        "from patterns.container.ambassador import ranked\ndef shard_of(key, shards): return ranked(key, shards)[0]"
+        "from patterns.container.ambassador import ranked\n"
+        "def shard_of(key, shards): return ranked(key, shards)[0]"
     )
     check_few_keys_move(lambda key, shards: ranked(key, shards)[0])
 
@@ -207,13 +247,13 @@ async def test_naive_failures() -> None:
 async def test_certificates(tmp_path: Path) -> None:
     """A certificate of another name, or of a stranger, gets a typed 502 and no request."""
     context, signer = certificates(tmp_path, "other.example")
-    _, stranger = certificates(tmp_path, "localhost")
     async with tls_origin(context) as origin:
         await check_certificates(ours, origin, signer)
-    right, _ = certificates(tmp_path, "localhost")
+    right, own_signer = certificates(tmp_path, "localhost")
     async with tls_origin(right) as origin:
         await check_certificates(ours, origin, signer)
-    del stranger
+        async with ours(origin.url, ca_file=own_signer) as url, client() as session:
+            assert await status_of(session, "GET", url) == 200
 
 
 @pytest.mark.naive(9)
@@ -225,3 +265,502 @@ async def test_naive_certificates(tmp_path: Path) -> None:
             await check_certificates(with_flags(trusts=True), origin, signer)
 
 
+# --- what else it does -------------------------------------------------------------------------------------
+
+
+async def status_of(session: Any, method: str, url: str, **options: Any) -> int:
+    async with session.request(method, url, **options) as got:
+        await got.read()
+        return int(got.status)
+
+
+@pytest.mark.invariant(2)
+async def test_what_may_be_sent_again() -> None:
+    """With an Idempotency-Key, or where no connection was made, a POST is tried again; a long body is not."""
+    async with origins() as [origin], client() as session:
+        async with ours(origin.url, replay=1000) as url:
+            for options, expected in (
+                ({"headers": {"Idempotency-Key": "1"}, "data": b"a" * 1000}, (200, 2)),
+                ({"headers": {"Idempotency-Key": "1"}, "data": b"a" * 1001}, (502, 1)),
+                ({"headers": {"Idempotency-Key": "1"}, "data": some(b"a" * 900, b"b" * 100)}, (200, 2)),
+                ({"headers": {"Idempotency-Key": "1"}, "data": some(b"a" * 900, b"b" * 101)}, (502, 1)),
+                ({"headers": {"Idempotency-Key": "1", "X-Max-Retries": "0"}, "data": b"a"}, (502, 1)),
+                ({"headers": {"Idempotency-Key": ""}, "data": b"a"}, (502, 1)),
+            ):
+                origin.seen.clear()
+                origin.next.append(reset)
+                status = await status_of(session, "POST", url, **options)
+                assert (status, len(origin.seen)) == expected
+                bodies = {seen.body for seen in origin.seen}
+                assert len(bodies) == 1
+        async with ours(refusing_url(), origin.url) as url:
+            origin.seen.clear()
+            for _ in range(4):
+                assert await status_of(session, "POST", url, data=b"pay") == 200
+            assert [seen.body for seen in origin.seen] == [b"pay"] * 4
+
+
+async def some(*pieces: bytes) -> AsyncIterator[bytes]:
+    """Return a body in pieces, of a length that nobody was told."""
+    for piece in pieces:
+        yield piece
+
+
+async def test_the_next_ambassador_does_not_retry() -> None:
+    """Two ambassadors in a row make three attempts, not nine."""
+    async with origins() as [origin], ours(origin.url) as inner, client() as session:
+        origin.then = answer(503)
+        async with ours(inner.removesuffix("/shop")) as outer:
+            assert await status_of(session, "GET", f"{outer}/shop") == 503
+            assert len(origin.seen) == 3
+
+
+@pytest.mark.invariant(1)
+async def test_large_and_empty() -> None:
+    """8 MB pass both ways; HEAD, 204, 304 and a body of nothing keep their form."""
+    big = random.Random(1).randbytes(8 << 20)
+
+    async def echo(request: web.Request, seen: Any) -> web.StreamResponse:
+        reply = web.StreamResponse()
+        await reply.prepare(request)
+        async for piece in request.content.iter_any():
+            await reply.write(piece)
+        return reply
+
+    async with origins() as [origin], ours(origin.url) as url, client() as session:
+        origin.next.append(echo)
+        async with session.post(url + "/", data=io.BytesIO(big)) as got:
+            assert await got.read() == big
+        assert origin.seen[0].all("Content-Length") == [str(len(big))]
+        origin.then = raw(b"HTTP/1.1 200 OK\r\nContent-Length: 12345\r\nETag: x\r\n\r\n")
+        async with session.head(url + "/") as got:
+            assert (got.status, got.headers["Content-Length"], await got.read()) == (200, "12345", b"")
+        for status in (204, 304):
+            origin.then = raw(b"HTTP/1.1 %d X\r\nETag: x\r\n\r\n" % status)
+            async with session.get(url + "/") as got:
+                assert (got.status, got.headers["ETag"], await got.read()) == (status, "x", b"")
+        origin.then = raw(b"HTTP/1.1 200 OK\r\n\r\nuntil the end")
+        async with session.get(url + "/") as got:
+            assert await got.read() == b"until the end"
+        for length in (b"Content-Length: 0\r\n", b""):
+            origin.then = answer(200)
+            await say(url, b"POST /shop/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n%b\r\n" % length)
+            assert origin.seen[-1].all("Content-Length") == ["0"]
+
+
+async def test_a_malformed_body_never_arrives_whole() -> None:
+    """A malformed body ends the request by its deadline, and the upstream never sees its end."""
+    async with origins() as [origin], ours(origin.url) as url:
+        reader, writer = await asyncio.open_connection(*address_of(url))
+        writer.write(b"POST /shop/ HTTP/1.1\r\nHost: a\r\nX-Request-Timeout-Ms: 300\r\n")
+        writer.write(b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        await eventually(lambda: len(origin.seen) == 1, within=5)
+        writer.write(b"zz\r\n")
+        said = await reader.read(1 << 16)
+        writer.close()
+        assert said.split(b" ")[1] in {b"400", b"504"}
+        await eventually(lambda: origin.seen[0].over == "cancelled", within=5)
+        assert [seen.body for seen in origin.seen] == [b""]
+
+
+def address_of(url: str) -> tuple[str, int]:
+    host, _, port = url.removeprefix("http://").split("/")[0].partition(":")
+    return host, int(port)
+
+
+async def test_headers_too_large() -> None:
+    """A header of 1 MB is refused, and so is one from the upstream."""
+    async with origins() as [origin], ours(origin.url, attempts=1) as url, client() as session:
+        said = await say(url, b"GET /shop/ HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 1_000_000 + b"\r\n\r\n")
+        assert said.split(b" ")[1:2] in ([b"400"], [b"431"], [])  # the reset may overtake the answer
+        assert not origin.seen
+        origin.then = raw(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 1_000_000 + b"\r\n\r\n")
+        assert await status_of(session, "GET", url) == 502
+
+
+async def test_a_circuit_breaker_is_a_guard() -> None:
+    """An open circuit around the attempts answers 503, typed, without asking the upstream."""
+    breaker = CircuitBreaker("shop", CircuitPolicy(record=(UpstreamFailed,), minimum_calls=3))
+    async with origins() as [origin], client() as session:
+        origin.then = reset
+        async with ours(origin.url, attempts=1, guard=breaker) as url:
+            assert [await status_of(session, "GET", url) for _ in range(5)] == [502, 502, 502, 503, 503]
+            assert len(origin.seen) == 3
+            async with session.get(url) as got:
+                assert got.headers["Proxy-Status"] == "ambassador; error=destination_unavailable"
+                assert int(got.headers["Retry-After"]) <= 60
+
+
+@pytest.mark.invariant(6)
+async def test_a_dead_shard_has_no_stand_in() -> None:
+    """A key's requests go to its shard or nowhere: while that is down, the other shards serve theirs."""
+    async with origins(2) as [alive, other], client() as session:
+        shards = (alive.url, refusing_url())
+        async with ours(*shards, shard_by=Header("X-Customer")) as url:
+            statuses = {}
+            for number in range(20):
+                key = f"customer-{number}"
+                status = await status_of(session, "GET", url, headers={"X-Customer": key})
+                statuses[key] = status
+                assert status == (200 if ranked(key.encode(), shards)[0] == alive.url else 502)
+            assert set(statuses.values()) == {200, 502}
+            assert await status_of(session, "GET", url) == 400
+        async with ours(alive.url, other.url, shard_by=Segment(2)) as url:
+            for _ in range(3):
+                assert await status_of(session, "GET", f"{url}/customers/ada?x=/y") == 200
+            assert await status_of(session, "GET", f"{url}/customers") == 400
+        assert 0 in {len([s for s in each.seen if "ada" in s.target]) for each in (alive, other)}
+
+
+async def test_events_and_report() -> None:
+    """Each request ends in one event, and the report counts the same."""
+    heard = Recorder()
+    async with (
+        origins() as [origin],
+        ours(origin.url, on_event=heard, attempts=2) as url,
+        client() as session,
+    ):
+        origin.next.extend([answer(503), raw(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")])
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await status_of(session, "GET", url)
+        await status_of(session, "POST", url, data=b"x")
+        await status_of(session, "GET", url + "s")
+    assert heard.names() == ["ResponseCut", "RequestForwarded", "RequestRefused"]
+    assert heard.of(RequestForwarded)[0].attempts == 1
+    assert heard.of(RequestRefused)[0].error is ProxyError.DENIED
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("[]", "object"),
+        ("{}", "at least one name"),
+        ("{", "JSON"),
+        ('{"Shop": {"origins": ["http://a"]}}', "name must be"),
+        ('{"shop": {}}', "origins must be a list"),
+        ('{"shop": {"origins": []}}', "at least one"),
+        ('{"shop": {"origins": ["http://a", "http://a"]}}', "each once"),
+        ('{"shop": {"origins": ["http://u:secret@a"]}}', "origins must each"),
+        ('{"shop": {"origins": ["http://a/path"]}}', "origins must each"),
+        ('{"shop": {"origins": ["ftp://a"]}}', "origins must each"),
+        ('{"shop": {"origins": [1]}}', "origins must each"),
+        ('{"shop": {"origins": ["http://a"], "ca_file": "x"}}', "ca_file"),
+        ('{"shop": {"origins": ["http://a"], "shard_by": "cookie:a"}}', "shard_by"),
+        ('{"shop": {"origins": ["http://a"], "shard_by": "header:a b"}}', "header"),
+        ('{"shop": {"origins": ["http://a"], "shard_by": "segment:0"}}', "number"),
+        ('{"shop": {"origins": ["http://a"], "policy": {"tries": 1}}}', "tries"),
+        ('{"shop": {"origins": ["http://a"], "policy": {"attempts": true}}}', "attempts"),
+        ('{"shop": {"origins": ["http://a"], "policy": {"deadline": NaN}}}', "deadline"),
+        ('{"shop": {"origins": ["http://a"], "policy": {"statuses": [200]}}}', "statuses"),
+        ('{"shop": {"origins": ["http://a"], "host": "b"}}', "host"),
+    ],
+)
+def test_upstreams_that_are_none(given: str, wanted: str) -> None:
+    """What makes no sense as upstreams is refused, with the place, and no password is shown."""
+    with pytest.raises(ValueError, match=wanted) as refused:
+        read(given)
+    assert "secret" not in str(refused.value)
+
+
+def has_seen(origin: Origin, count: int) -> bool:
+    return len(origin.seen) == count
+
+
+# --- faults ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("the upstream carries the request out, and resets the connection before it answers")
+async def test_fault_reset(ledger: Callable[..., Ledger]) -> None:
+    """Of 30 payments whose answer is lost none is made twice."""
+    book = ledger(duplicated=0, lost=0)
+    twin = book.without("a proxy that retries everything")
+    for make, books in ((ours, book), (with_flags(tries=3), twin)):
+        async with origins() as [origin], make(origin.url) as url, client() as session:
+            for number in range(30):
+                origin.next.append(reset)
+                books.injected()
+                status = await status_of(session, "POST", url, data=b"%d" % number)
+                (books.acked if status == 200 else books.unsure)(number)
+                origin.next.clear()
+            for seen in origin.seen:
+                books.effect(int(seen.body))
+    book.held("each was sent once, and the application told that it is unsure (502)")
+
+
+@pytest.mark.fault("one of two replicas refuses connections")
+async def test_fault_refused(ledger: Callable[..., Ledger]) -> None:
+    """Payments whose replica is down go to the other, each once."""
+    book = ledger(duplicated=0, lost=0, unsure=0, bound="all acknowledged")
+    failed = 0
+    for make in (ours, with_flags()):
+        async with origins() as [origin], make(refusing_url(), origin.url, capacity=50) as url:
+            async with client() as session:
+                for number in range(40):
+                    status = await status_of(session, "POST", url, data=b"%d" % number)
+                    if make is not ours:
+                        failed += status != 200
+                        continue
+                    (book.acked if status == 200 else book.failed)(number)
+                    if number % 2 == 0:
+                        book.injected()
+            if make is ours:
+                for seen in origin.seen:
+                    book.effect(int(seen.body))
+    assert book.outcomes["acked"] == 40
+    assert failed == 20
+    book.held("nothing had left, so the next attempt went to the other replica")
+    book.naive(f"without an ambassador's retry {failed} of 40 failed")
+
+
+@pytest.mark.fault("the upstream dies in the middle of its answer")
+async def test_fault_cut(ledger: Callable[..., Ledger]) -> None:
+    """Half an answer never looks whole."""
+    book = ledger(lost=0, bound="0 halves taken for whole")
+    halves: dict[bool, int] = {}
+    for naive in (False, True):
+        make = with_flags() if naive else ours
+        async with origins() as [origin], make(origin.url) as url, client() as session:
+            halves[naive] = 0
+            for number in range(20):
+                origin.next.append(raw(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf."))
+                try:
+                    async with session.get(url) as got:
+                        await got.read()
+                        halves[naive] += 1
+                except aiohttp.ClientPayloadError:
+                    book.failed(number)
+                if not naive:
+                    book.injected()
+    assert halves == {False: 0, True: 20}
+    book.held("the application's connection was cut as well: 20 of 20 seen as broken")
+    book.naive(f"a proxy that passes on what it has: {halves[True]} of 20 looked whole")
+
+
+@pytest.mark.fault("every origin answers 503")
+async def test_fault_all_failing(ledger: Callable[..., Ledger]) -> None:
+    """When everything fails, the budget ends the retries."""
+    book = ledger(bound="at most 110 attempts for 100 requests")
+    book.injected(100)
+    attempts = await check_amplification(ours)
+    for number in range(100):
+        book.failed(number)
+    async with origins() as [origin], with_flags(tries=3)(origin.url) as url, client() as session:
+        origin.then = answer(503)
+        for _ in range(100):
+            await status_of(session, "GET", url)
+    assert len(origin.seen) == 300
+    book.held(f"{attempts} attempts for 100 requests")
+    book.naive(f"three tries each: {len(origin.seen)} attempts for 100 requests")
+
+
+@pytest.mark.fault("the upstream is slower than the application's deadline")
+async def test_fault_slow(ledger: Callable[..., Ledger]) -> None:
+    """No call outlives its deadline, nor does the work for it."""
+    book = ledger(within=1.0, bound="answered and cancelled at the deadline")
+    soon = {"X-Request-Timeout-Ms": "100"}
+    async with origins() as [origin], ours(origin.url) as url, client() as session:
+        origin.then = never
+        for number in range(10):
+            book.injected()
+            assert await status_of(session, "GET", url, headers=soon) == 504
+            await eventually(lambda: origin.running == 0, within=1)
+            book.recovered()
+            book.failed(number)
+    async with origins() as [origin], with_flags()(origin.url, deadline=1.0) as url, client() as session:
+        origin.then = never
+        began = asyncio.get_running_loop().time()
+        assert await status_of(session, "GET", url, headers=soon) == 502
+        took = asyncio.get_running_loop().time() - began
+    assert took > 0.9
+    book.held("504 when the 100 ms were over, and nobody worked on")
+    book.naive(f"with a time-out of its own: {took:.1f} s for a caller who had 0.1 s")
+
+
+@pytest.mark.fault("39 requests that two servers could read in two ways")
+async def test_fault_smuggling(ledger: Callable[..., Ledger]) -> None:
+    """No second request travels in the body of a first."""
+    book = ledger(bound="0 requests smuggled")
+    book.injected(await check_nothing_is_smuggled(ours))
+    assert book.faults == 39
+    for name in SMUGGLING:
+        book.failed(name)
+    async with Lenient().serve() as origin, passes_bytes_on(origin.url) as url:
+        await asyncio.gather(*[say(url, request) for request in SMUGGLING.values()])
+        through = sum(b"/smuggled" in line for line in origin.requests)
+    assert through
+    book.held("each was answered 400 or 405, its connection closed, and the upstream saw none")
+    book.naive(f"a proxy that passes bytes on: {through} hidden requests carried out")
+
+
+@pytest.mark.fault("redirects to an address that only the machine itself may ask")
+async def test_fault_redirect(ledger: Callable[..., Ledger]) -> None:
+    """A redirect is the application's to follow or not."""
+    book = ledger(bound="0 requests to others")
+    reached = {}
+    for naive in (False, True):
+        make = with_flags(follows=True) if naive else ours
+        async with origins(2) as [origin, metadata], make(origin.url) as url, client() as session:
+            for status in (301, 302, 303, 307, 308):
+                origin.next.append(answer(status, headers={"Location": metadata.url + "/latest"}))
+                got = await status_of(session, "GET", url, allow_redirects=False)
+                if not naive:
+                    assert got == status
+                    book.injected()
+                    book.failed(status)
+            reached[naive] = len(metadata.seen)
+    assert reached == {False: 0, True: 5}
+    book.held("passed back as they came")
+    book.naive(f"a proxy that follows redirects: {reached[True]} of 5 fetched")
+
+
+@pytest.mark.fault("the upstream's certificate is of another name")
+async def test_fault_certificate(ledger: Callable[..., Ledger], tmp_path: Path) -> None:
+    """Nothing is sent to a server that cannot show who it is."""
+    book = ledger(bound="0 requests sent")
+    context, signer = certificates(tmp_path, "other.example")
+    async with tls_origin(context) as origin:
+        for number in range(5):
+            book.injected()
+            await check_certificates(ours, origin, signer)
+            book.failed(number)
+        async with with_flags(trusts=True)(origin.url) as url, client() as session:
+            for _ in range(5):
+                await status_of(session, "POST", url, data=b"password")
+        assert len(origin.seen) == 5
+    book.held("502 with tls_certificate_error, 5 of 5")
+    book.naive(f"a proxy that verifies nothing: {len(origin.seen)} of 5 passwords handed over")
+
+
+@pytest.mark.fault("the application hangs up while the upstream works")
+async def test_fault_hang_up(ledger: Callable[..., Ledger]) -> None:
+    """What is done for nobody is ended."""
+    book = ledger(within=2.0, bound="0 still at work")
+    at_work, release = {}, asyncio.Event()
+    for naive in (False, True):
+        make = with_flags(cancels=False) if naive else ours
+        async with origins() as [origin], make(origin.url, deadline=20.0) as url, client() as session:
+            origin.then = hang(release)
+            for number in range(10):
+                asking = asyncio.create_task(status_of(session, "GET", url))
+                await eventually(partial(has_seen, origin, number + 1), within=5)
+                asking.cancel()
+                await asyncio.gather(asking, return_exceptions=True)
+                if not naive:
+                    book.injected()
+                    await eventually(lambda: origin.running == 0, within=2)
+                    book.recovered()
+                    book.failed(number)
+            at_work[naive] = origin.running
+            if naive:
+                release.set()
+                await eventually(lambda: origin.running == 0, within=5)
+    assert at_work == {False: 0, True: 10}
+    book.held("the attempt was cancelled each time")
+    book.naive(f"a handler that is not cancelled: {at_work[True]} of 10 still at work")
+
+
+# --- as a process and as a Pod -----------------------------------------------------------------------------
+
+
+@pytest.mark.fault("the ambassador's process is killed in the middle of calls")
+async def test_fault_killed(spawn: Callable[..., Worker], ledger: Callable[..., Ledger]) -> None:
+    """The application sees its calls fail, and after the restart they work; no payment is made twice."""
+    book = ledger(duplicated=0, lost=0, within=15.0)
+    twin = book.without("an application that tries again whatever it was")
+    port, admin_port = (address_of(refusing_url())[1] for _ in range(2))
+    url = f"http://127.0.0.1:{port}/shop"
+    release = asyncio.Event()
+    async with origins() as [origin], client() as session:
+        env = {
+            "PORT": str(port),
+            "ADMIN_PORT": str(admin_port),
+            "UPSTREAMS": json.dumps({"shop": {"origins": [origin.url]}}),
+        }
+
+        async def up() -> bool:
+            with suppress(Gone, aiohttp.ClientError):
+                return await status_of(session, "GET", f"http://127.0.0.1:{admin_port}/readyz") == 200
+            return False
+
+        for kill in range(2):
+            ambassador = spawn("patterns.container.ambassador", env=env)
+            await eventually(up, within=15)
+            if kill:
+                book.recovered()
+            origin.then = hang(release)
+            before = len(origin.seen)
+            paying = [
+                asyncio.create_task(status_of(session, "POST", url, data=b"%d" % (kill * 5 + number)))
+                for number in range(5)
+            ]
+            await eventually(partial(has_seen, origin, before + 5), within=5)
+            ambassador.kill()
+            for each in (book, twin):
+                each.injected()
+            for number, result in enumerate(await asyncio.gather(*paying, return_exceptions=True)):
+                assert isinstance(result, Gone | aiohttp.ClientError)
+                for each in (book, twin):
+                    each.unsure(kill * 5 + number)
+            with pytest.raises(Gone, match="ClientConnectorError"):
+                await status_of(session, "GET", url)
+        ambassador = spawn("patterns.container.ambassador", env=env)
+        await eventually(up, within=15)
+        book.recovered()
+        release.set()
+        for seen in origin.seen:
+            for each in (book, twin):
+                each.effect(int(seen.body))
+        for number in range(10):  # the naive application
+            if await status_of(session, "POST", url, data=b"%d" % number) == 200:
+                twin.acked(number)
+                twin.effect(number)
+        twin.recovered()
+        ambassador.terminate()
+        await ambassador.ended(within=10)
+        assert ambassador.code == 0
+    book.held(
+        "10 calls in flight broke, the next were refused until it was back; each reached the upstream once"
+    )
+
+
+@pytest.mark.containers
+@pytest.mark.fault("in a Pod: a shard goes away, then the ambassador's container is killed")
+async def test_fault_pod(pods: Pods, ledger: Callable[..., Ledger]) -> None:
+    """Seen from outside: only a dead shard's customers notice it, and a dead ambassador is back by itself."""
+    book = ledger(within=15.0, bound="the other shard's customers are served")
+    port, customers = pods.free_port(), [f"customer-{number}" for number in range(6)]
+    async with Origin().serve() as alive, AsyncExitStack() as lives:
+        doomed = await lives.enter_async_context(Origin().serve())
+        origins_ = [alive.url, doomed.url]
+        config = {
+            "PORT": port,
+            "ADMIN_PORT": pods.free_port(),
+            "SHOP_URL": f"http://127.0.0.1:{port}/shop",
+            "UPSTREAMS": json.dumps({"shop": {"origins": origins_, "shard_by": "header:X-Customer"}}),
+            "PACE": "0.05",
+            "CUSTOMERS": ",".join(customers),
+        }
+        theirs = {each: ranked(each.encode(), origins_)[0] == alive.url for each in customers}
+        with pods.played("container/ambassador", config=config) as pod:
+
+            async def says(dead_shard: str, other: str = "ok") -> bool:
+                lines = (await asyncio.to_thread(pod.text, "application")).splitlines()[-6:]
+                said = dict(line.split(" ", 2)[1:] for line in lines)
+                return said == {each: other if theirs[each] else dead_shard for each in customers}
+
+            await eventually(lambda: says("ok"), within=20)
+            await lives.aclose()
+            book.injected()
+            await eventually(lambda: says("502 ambassador; error=connection_refused"), within=10)
+            book.recovered()
+            pid = await asyncio.to_thread(pod.kill, "ambassador")
+            book.injected()
+            await eventually(lambda: says("502 ambassador; error=connection_refused"), within=15)
+            assert await asyncio.to_thread(pod.restarts, "ambassador") == 1
+            assert await asyncio.to_thread(pod.pid, "ambassador") != pid
+            book.recovered()
+            refused = pod.text("application").count("nobody there")
+            book.failed("calls while it was away")
+    assert len({url for url in origins_ if url}) == 2
+    book.held("502 with connection_refused for the dead shard's customers only; restarted by the Pod")
+    book.naive(f"an application that gives up at the first refusal: {refused} calls lost meanwhile")

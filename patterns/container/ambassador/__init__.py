@@ -25,10 +25,10 @@ Guaranteed, each by a test that rejects a naive variant:
 9. Typed: an answer that the ambassador made itself has `Proxy-Status` with a token of RFC 9209.
 
 Not guaranteed: that a request was not carried out when the application gets 502 or 504. Trailers, interim
-answers (1xx), upgrades (WebSocket), chunk boundaries and a `?` with nothing behind it are not passed on; header
-bytes that are not UTF-8 are refused, and `Expect: 100-continue` is answered here. Whoever is in the Pod can use the ambassador: it
-listens on loopback and knows no passwords. When it dies, the application's calls are refused until it is
-back.
+answers (1xx), upgrades (WebSocket), chunk boundaries and a `?` with nothing behind it are not passed on. A
+header that comes again in another case takes the first one's. Header bytes that are not UTF-8 are refused,
+and `Expect: 100-continue` is answered here. Whoever is in the Pod can use the ambassador: it listens on
+loopback and knows no passwords. While it is dead, the application's calls are refused.
 
 Redis keys: none.
 

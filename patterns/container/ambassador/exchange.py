@@ -23,6 +23,7 @@ from patterns.resiliency.bulkhead import Bulkhead, BulkheadFull
 from patterns.resiliency.bulkhead import Reason as Full
 from patterns.resiliency.retry import AttemptTimedOut, Budget, Retry, parse_retry_after
 from patterns.resiliency.retry import Policy as RetryPolicy
+from patterns.resiliency.retry.retry_after import asked_by
 
 if TYPE_CHECKING:
     import random
@@ -195,13 +196,16 @@ class Exchange:
         left = self.deadline.header()
         if left == "0":
             raise self._too_late()
-        self.attempts += 1
+        begun = self.attempts
         try:
             guard = self._door.upstream.guard
             send = self._send(origin, left) if guard is None else guard.call(self._send, origin, left)
             self._answer = Answer(await send, self._door.clock)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if self.attempts == begun and isinstance(error, Exception):  # the guard let nothing through
+                detail = f"the guard of {self._door.upstream.name} refused"
+                raise Refused(ProxyError.UNAVAILABLE, 503, detail, retry_after=asked_by(error)) from error
             raise
         return self._answer
 
@@ -209,6 +213,7 @@ class Exchange:
 
     async def _send(self, origin: str, left: str) -> aiohttp.ClientResponse:
         policy, body = self._door.upstream.policy, self._body
+        self.attempts += 1
         try:
             response = await self._door.session.request(
                 self._request.method,
