@@ -11,8 +11,8 @@ Guaranteed, each by a test that rejects a naive variant:
    change that, nor does a due job that nobody has looked at yet.
 2. Jobs of one priority are lent in the order in which they became ready: pushed in one microsecond, beyond
    2^31 of them, and after the server's clock was set back.
-3. What is pushed more than `priority * aging` after a job was ready is served after it, however urgent and
-   however much: no flood can hold up the least urgent job for longer than the work that was there by then.
+3. What becomes ready more than `priority * aging` after a job is lent after it, however urgent and however
+   much: a flood holds up a job for that time, and for the work that is there by then, and no longer.
 4. A job is lent, not removed. Who falls silent loses it after `lease`, and it is back at its old place. Only
    its owner can renew, acknowledge or give it back. Deliveries are counted; after `max_deliveries` the job is
    dead, once, with its payload and history, until it is redriven or discarded.
@@ -32,7 +32,7 @@ Guaranteed, each by a test that rejects a naive variant:
 Not guaranteed. A job may be delivered twice, whenever a lease ends before the work does: handlers must bear
 that, or make their effect with the acknowledgement. What a consumer has in hand no urgent job overtakes, so
 priorities are only as good as its prefetch is small. Jobs that are worked on side by side end in any order.
-Time is the server's clock: while it is ahead, or after it was set back, 3 and 6 are off by that much. Redis
+Time is the server's clock: a step of it puts off, or brings forward, what 3, 4 and 6 say by that much. Redis
 replicates asynchronously: a failover loses the last pushes, and brings back jobs whose acknowledgement it
 lost; it does not reorder those that are there. A restart loses what was not on disk. An effect whose script
 raises halfway is half done, and its job not acknowledged.

@@ -37,7 +37,8 @@ class PriorityQueue:
 
     Args:
         name: what the jobs are, as "mails"; the source of events.
-        client: from `patterns.keyspace`; its `socket_timeout` longer than `policy.poll`.
+        client: from `patterns.keyspace`, with a `socket_timeout` longer than `policy.poll`; a consumer that
+            waits holds one of its connections.
         policy: how jobs are ordered and lent.
         app: first part of the keys.
         codec: turns payloads into bytes and back.
@@ -117,7 +118,10 @@ class PriorityQueue:
 
     # --8<-- [start:waiting]
     async def cancel(self, job: str) -> bool:
-        """Remove a job that waits, ready or delayed; False: a consumer has or had it, or there is none."""
+        """Remove a job that waits, ready or delayed; False: a consumer has or had it, or there is none.
+
+        Its `dedupe_id` stays known, so it is not pushed again by a repetition that is on its way.
+        """
         waited = bool(await self._run(CANCEL, [job]))
         emit(self._on_event, JobCancelled(self.name, job, waited))
         return waited
