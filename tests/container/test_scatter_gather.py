@@ -293,7 +293,7 @@ async def test_who_catches_every_cancellation_cannot_be_cancelled(ledger: Callab
     books.injected(6)
     books.acked("cancelled")
     books.effect("cancelled")
-    with pytest.raises(AssertionError, match=r"still at work|answered") as deaf:
+    with pytest.raises(AssertionError, match=r"still at work|was cancelled, and") as deaf:
         await check_nothing_runs_on(SwallowsCancellation)
     books.held("CancelledError reached the caller, no leaf still at work")
     books.naive(f"catches every CancelledError: {str(deaf.value).splitlines()[0]}")
@@ -533,6 +533,7 @@ async def test_late_leaves_share_a_short_budget_by_lot(rng: random.Random) -> No
 async def test_the_delay_follows_what_is_observed() -> None:
     """Slow requests that were cut off count with the time they had, so hedging breeds no hedging."""
     clock = ManualClock()
+    clock._STEPS = 20
     observed = Observed(0.9, initial=0.5, window=64)
     quick = [leaf(str(n), returns(n).after(0.02), returns(n).after(0.02), clock=clock)[0] for n in range(4)]
     one_slow = [*quick, leaf("slow", returns(9).after(0.3), returns(9).after(0.3), clock=clock)[0]]
@@ -975,10 +976,9 @@ async def test_real_processes_that_stop_die_and_come_back(
         book = ledger(
             "a leaf's connections are reset in mid-request", within=10, bound="every answer in time"
         )
-        # Two, as aiohttp sends a GET again by itself when a connection that was kept turns out to be dead.
-        proxy.drop_request(b"GET /search", times=2)
-        await ask(book, complete=False)
-        proxy.drop_request(b"GET /search", times=1)
+        proxy.drop_request(b"GET /search")
+        await ask(book, complete=False)  # one was enough, so nothing was sent again behind the budget's back
+        proxy.drop_request(b"GET /search", times=2)  # aiohttp's own session sends it again
         book.naive(f"asyncio.gather: {await plain_gather(leaves, 0.5)}")
         book.injected(proxy.injected)
         await whole_again(book)

@@ -28,8 +28,7 @@ Guaranteed, each by a test that rejects a naive variant:
 
 Not guaranteed: one moment for all leaves (the answers are no snapshot), that a request which was cancelled
 has not been carried out, and that a deadline holds while the event loop is blocked. Two tied requests that
-begin in the same moment both run. A slow leaf without a second replica stays slow. Over HTTP, aiohttp sends
-a GET once more by itself, past the budget, when a connection that was kept turns out to be dead.
+begin in the same moment both run. A slow leaf without a second replica stays slow.
 
 Redis keys: none.
 

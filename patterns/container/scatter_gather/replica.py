@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import aiohttp
+
 from patterns.bounds import whole
 from patterns.container.scatter_gather.answer import Withdrawn
 from patterns.container.scatter_gather.leaf import TIED_REPLICA, TIED_REQUEST
@@ -18,11 +20,11 @@ from patterns.container.scatter_gather.merge import Hit, Page
 from patterns.deadline import HEADER
 
 if TYPE_CHECKING:
-    import aiohttp
+    from collections.abc import Awaitable, Callable
 
     from patterns.container.scatter_gather.policy import Ask
 
-__all__ = ["BadAnswer", "HttpReplica", "Query", "Refused", "page_in"]
+__all__ = ["BadAnswer", "ConnectionLost", "HttpReplica", "Query", "Refused", "page_in", "send_once"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,31 @@ class BadAnswer(Exception):
     """The replica's answer is not a page of hits."""
 
 
+class ConnectionLost(aiohttp.ClientConnectionError):
+    """The connection broke after the request had been sent."""
+
+
+async def send_once(
+    request: aiohttp.ClientRequest,
+    handler: Callable[[aiohttp.ClientRequest], Awaitable[aiohttp.ClientResponse]],
+) -> aiohttp.ClientResponse:
+    """Keep aiohttp from sending a GET again by itself, past the budget: it does after just these errors.
+
+    A middleware of the session.
+    """
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise ConnectionLost(str(error)) from error
+
+
 class HttpReplica:
     """One replica.
 
     Args:
-        session: whose connections are used.
+        session: whose connections are used; make it with `middlewares=(send_once,)`.
         url: where the replica listens, without a path.
         most_bytes: of an answer.
     """

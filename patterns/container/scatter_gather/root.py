@@ -27,7 +27,7 @@ from patterns.container.scatter_gather import (
     top_k,
 )
 from patterns.container.scatter_gather.leaf import MOST_HITS, number_in, words_in
-from patterns.container.scatter_gather.replica import HttpReplica, Query
+from patterns.container.scatter_gather.replica import HttpReplica, Query, send_once
 from patterns.deadline import HEADER, Deadline
 from patterns.events import Listener, ignore
 
@@ -68,6 +68,7 @@ def root_application(
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
+            middlewares=(send_once,),
         ) as session:
             parts = [
                 Leaf(name, *(HttpReplica(session, url, most_bytes=most_bytes) for url in urls))
