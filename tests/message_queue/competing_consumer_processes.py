@@ -25,7 +25,7 @@ from patterns.message_queue.competing_consumer import Delivery, Effect, Policy, 
 from tests.message_queue import competing_consumer_naive as naive
 
 HOLD_EVERY = 250
-POLICY = Policy(visibility=0.5, poll=0.05, max_deliveries=5)
+POLICY = Policy(visibility=0.4, poll=0.05, max_deliveries=5)
 POISON = Policy(visibility=0.3, poll=0.02, max_deliveries=3)
 COUNT = "redis.call('HINCRBY', KEYS[1], ARGV[1], 1)"
 
@@ -79,7 +79,7 @@ async def dies(url: str, app: str, number: str, *, endless: bool) -> None:
                 os._exit(1)
             return effect(queue, delivery)
 
-        async with Worker(queue.lanes, handle, timeout=None, concurrency=2):
+        async with Worker(queue.lanes, handle, timeout=None):  # whoever is beside it would be counted too
             await asyncio.Event().wait()
 
 

@@ -847,6 +847,6 @@ async def test_a_cluster_goes_on_without_a_primary(app: str, ledger: Callable[..
     """What the failover takes back is counted; senders and workers go on by themselves."""
     book = ledger(lost=1000, within=20, bound="what is lost is counted")
     with Cluster("--cluster-node-timeout", "1000") as own:
-        again = await faults.primary_killed(own, app, book)
-    book.naive(f"a sender without a dedupe_id sent {again} messages again that were there already")
+        popped = await faults.primary_killed(own, app, book)
+    book.naive(f"LPOP, then work: {popped} of the 10 jobs that a worker had popped are lost")
     book.held(f"on one machine replicas lag by little: {book.lost} lost this time; no effect was made twice")
