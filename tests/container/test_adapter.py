@@ -44,6 +44,7 @@ from tests.container.adapter_ground import (
     OPENMETRICS,
     Make,
     Program,
+    Told,
     forever,
     gauge,
     passing,
@@ -632,6 +633,33 @@ async def test_an_address_of_a_node_is_found_in_any_form() -> None:
     assert addresses(None, "x") == []
 
 
+@pytest.mark.invariant(8)
+async def test_the_nodes_are_those_that_the_cluster_knows(nodes: Cluster) -> None:
+    """One dead seed and one live are enough; a node that knows only itself does not hide the others."""
+    async with stub() as nobody:
+        pass
+    lonely = b"$58\r\na 127.0.0.1:1@2 myself,master - 0 0 1 connected 0-16383 \r\n\r\n"
+    assert len(lonely.split(b"\r\n", 1)[1][:-2]) == 58
+    async with stub(*[lonely] * 9) as reset:
+        seeds = ",".join(f"127.0.0.1:{port}" for port in (nobody, reset, nodes.nodes[0].port))
+        async with Valkey("valkey", f"redis+cluster://{seeds}") as source:
+            for _ in range(2):
+                names = [target.name for target in await source.targets()]
+                assert names == sorted(f"127.0.0.1:{node.port}" for node in nodes.nodes)
+
+
+@pytest.mark.invariant(8)
+async def test_addresses_that_all_changed_are_found_again(nodes: Cluster) -> None:
+    """What was listed last is all gone: the seeds of the URL are asked again."""
+    async with stub() as nobody:
+        pass
+    async with Valkey("valkey", seed(nodes)) as source:
+        await source.targets()
+        source._nodes = {f"127.0.0.1:{nobody}": source._node(f"127.0.0.1:{nobody}")}
+        assert len(await source.targets()) == 6
+        assert not source._gone
+
+
 # 9: discreet
 
 
@@ -677,6 +705,27 @@ async def test_an_error_in_a_label_tells_the_password() -> None:
     """The text of an error is the application's, and one label's value for each of them."""
     with pytest.raises(AssertionError, match="the text of an error is on the page"):
         await checks.check_failures_stay_apart(naive.TellsTheError, ERRORS[:3])
+
+
+@pytest.mark.invariant(1)
+async def test_who_answers_first_does_not_decide_what_is_shown() -> None:
+    """Two sources want one name as two kinds: the first in the list keeps it, also when it is slower."""
+    clock = ManualClock()
+
+    async def later() -> list[Family]:
+        await clock.sleep(0.5)
+        return [gauge("x", 1)]
+
+    class Slow(Told):
+        async def targets(self) -> Any:
+            await clock.sleep(0.5)
+            return await super().targets()
+
+    counter = [Family("x", "counter", "").add(2)]
+    sources = [Slow("slow", ["one"], [later]), told(counter, name="quick")]
+    page = await passing(clock, Adapter(sources, clock=clock).scrape(5.0))
+    assert series(page) == {"x{'source': 'slow', 'target': 'one'}": 1.0}
+    assert page.dropped == {("quick", Dropped.CONFLICT): 1}
 
 
 # the endpoint

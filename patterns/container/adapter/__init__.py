@@ -227,6 +227,9 @@ class Adapter:
 
     def _page(self, visit: _Visit) -> Page:
         self.scrapes += 1
+        # Not as they answered: whose family keeps a name that two want must not change with the weather.
+        place = {source.name: number for number, source in enumerate(self.sources)}
+        visit.outcomes.sort(key=lambda outcome: place[outcome.source])
         for outcome in visit.outcomes:
             if outcome.seconds is None:
                 outcome.seconds = visit.seconds

@@ -26,13 +26,12 @@ class Floor:
     def __init__(self) -> None:
         self.started = datetime.now(UTC)
         self.zones: dict[str, deque[datetime]] = {}
-        self.picked = self.refused = self.reports = 0
+        self.picked = self.refused = 0
 
     def answer(self, line: str) -> str:
         """Return what the program says to one line."""
         verb, _, zone = line.strip().partition(" ")
         if verb == "status":
-            self.reports += 1
             return self.report()
         if verb == "order" and zone:
             self.zones.setdefault(zone, deque()).append(datetime.now(UTC))

@@ -20,6 +20,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
 from patterns.container.adapter.events import Dropped
@@ -136,6 +137,8 @@ def fair_shares(wanted: Sequence[int], total: int) -> list[int]:
 def label_value(value: object, longest: int) -> str:
     """Return text that every parser takes: valid UTF-8 without control characters, cut to `longest`."""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    if len(text) <= longest and text.isascii() and text.isprintable():
+        return text
     text = text[:longest].encode("utf-8", "replace").decode()
     return _CONTROL.sub("�", text)
 
@@ -159,10 +162,7 @@ def _labels(labels: object, longest: int) -> Labels | None:
     found: dict[str, str] = {}
     try:
         for raw_name, raw_value in labels.items():
-            name = _NOT_IN_NAMES.sub("_", str(raw_name)[:_LONGEST_NAME]).strip("_") or "_"
-            name = f"_{name}" if name[0].isdigit() else name
-            if name in _PLACED:
-                name = f"exported_{name}"  # as Prometheus does
+            name = _label_name(str(raw_name)[:_LONGEST_NAME])
             value = label_value(raw_value, longest)
             if name in found:
                 return None
@@ -170,6 +170,13 @@ def _labels(labels: object, longest: int) -> Labels | None:
     except Exception:  # the text of a foreign object may raise anything
         return None
     return tuple(sorted((name, value) for name, value in found.items() if value))  # "" is as if it were not
+
+
+@lru_cache(maxsize=1024)
+def _label_name(raw: str) -> str:
+    name = _NOT_IN_NAMES.sub("_", raw).strip("_") or "_"
+    name = f"_{name}" if name[0].isdigit() else name
+    return f"exported_{name}" if name in _PLACED else name  # as Prometheus does
 
 
 def _value(value: object, kind: Kind) -> float | None:

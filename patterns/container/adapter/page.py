@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client.exposition import choose_encoder
@@ -125,8 +126,8 @@ def page_of(
         left = room
         for family in families:
             into = written.setdefault(family.name, _family(family))
-            for labels, (value, created) in list(family.series.items())[:left]:
-                _add(into, {**dict(labels), **place}, value, created)
+            for labels, (value, created) in islice(family.series.items(), left):
+                _add(into, dict(labels) | place, value, created)
             why[Dropped.TOTAL] += max(0, len(family.series) - left)
             left = max(0, left - len(family.series))
         dropped.update({(outcome.source, reason): n for reason, n in why.items() if n})

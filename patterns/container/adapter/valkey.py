@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Valkey", "addresses", "families"]
 
 _PATIENCE = 0.1  # seconds after which the next node is asked for the list of nodes as well
+_CONNECT = 10.0  # seconds
 _LONGEST = 3600.0  # seconds: the deadline is the adapter's
 
 
@@ -47,24 +48,27 @@ class Valkey:
         self.name = bounds.text("name", name)
         self._clock = clock
         self._prefix, self._cluster, seeds = _parts(url)
-        self._nodes = {seed: self._node(seed) for seed in seeds}
+        self._seeds = {seed: self._node(seed) for seed in seeds}
+        self._nodes = dict(self._seeds)
+        self._gone: list[Node] = []  # of the cluster no more, and to be closed
 
     async def targets(self) -> Sequence[Node]:
         """Return the nodes: of a cluster, those that it knows now, or knew when it last answered."""
         if self._cluster and (listed := await self._listed()):
-            gone = [node for name, node in self._nodes.items() if name not in listed]
-            self._nodes = {name: self._nodes.get(name) or self._node(name) for name in sorted(listed)}
-            for node in gone:
-                await node.client.aclose()
+            known, places = self._seeds | self._nodes, sorted(set(listed))
+            self._gone += [known[name] for name in self._nodes.keys() - self._seeds.keys() - set(places)]
+            self._nodes = {name: known.get(name) or self._node(name) for name in places}
+            await self._close_gone()
         return list(self._nodes.values())
 
     async def _listed(self) -> list[str]:
         """Ask one node after the other, and wait long for none: the first list counts."""
         asking: set[asyncio.Task[list[str]]] = set()
+        known = self._nodes | self._seeds  # all may have new addresses, and the seeds be names
         try:
             # Who answered last is asked first.
-            for node in sorted(self._nodes.values(), key=lambda node: not node.answered):
-                asking.add(asyncio.ensure_future(node.listed()))
+            for node in sorted(known.values(), key=lambda node: not node.answered):
+                asking.add(asyncio.ensure_future(node.listed(alone=len(known) == 1)))
                 with suppress(TimeoutError):
                     async with self._clock.timeout(_PATIENCE):
                         if listed := await _first(asking):
@@ -83,7 +87,7 @@ class Valkey:
             max_connections=2,
             wait=_LONGEST,
             socket_timeout=None,
-            connect_timeout=_LONGEST,
+            connect_timeout=_CONNECT,
         )
         return Node(name if "/" not in name else "unix", client)
 
@@ -95,8 +99,14 @@ class Valkey:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        for node in self._nodes.values():
-            await node.client.aclose()
+        self._gone += (self._seeds | self._nodes).values()
+        self._seeds, self._nodes = {}, {}
+        await self._close_gone()
+
+    async def _close_gone(self) -> None:
+        while self._gone:
+            await self._gone[-1].client.aclose()
+            self._gone.pop()
 
 
 class Node:
@@ -118,13 +128,17 @@ class Node:
         self.answered = True
         return said
 
-    async def listed(self) -> list[str]:
-        """Return the addresses of the cluster's nodes; none if it does not say."""
+    async def listed(self, *, alone: bool) -> list[str]:
+        """Return the addresses of the cluster's nodes; none if it does not say.
+
+        A node that was reset knows only itself; unless it may be `alone`, that is no answer.
+        """
         try:
             answer = await self.client.execute_command("CLUSTER", "NODES")
         except (RedisError, OSError):
             return []
-        return addresses(answer, self.name)
+        found = addresses(answer, self.name)
+        return found if alone or len(found) > 1 else []
 
 
 async def _first(asking: set[asyncio.Task[list[str]]]) -> list[str]:
