@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["ApplicationDown", "FileCall", "Folders", "Result"]
 
 
+FIRST_LOOK = 0.001  # seconds; each pause is a fifth longer than the one before
+
+
 class ApplicationDown(Exception):
     """There is no application container, and the call was not begun."""
 
@@ -119,7 +122,7 @@ class FileCall:
     Args:
         folders: what it shares with the application container.
         clock: where it waits.
-        poll: seconds between two looks for the result.
+        poll: seconds between two looks for the result, at most; it begins with short ones.
         slack: seconds beyond the timeout after which it does not wait for the launcher either.
     """
 
@@ -156,6 +159,7 @@ class FileCall:
             _appear(item, content, 0o444)
             asked = {"job": job, "token": token, "file": str(item), "timeout": limit}
             folders.put(folders.call, asked)
+            pause = FIRST_LOOK
             while True:
                 alive = folders.held()  # before the look: the last thing that it does is to answer
                 answer = folders.get(folders.result)
@@ -168,7 +172,8 @@ class FileCall:
                     return Result(None, "interrupted", seconds=seconds)
                 if seconds > limit + self._slack:
                     return Result(None, "timeout", seconds=seconds)
-                await self._clock.sleep(self._poll)
+                await self._clock.sleep(pause)
+                pause = min(1.2 * pause, self._poll)
         finally:
             for path in (folders.call, folders.running, folders.result, item):
                 path.unlink(missing_ok=True)

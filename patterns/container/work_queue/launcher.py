@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patterns.clock import SYSTEM_CLOCK, Clock
-from patterns.container.work_queue.call import Folders, Result, answer_of
+from patterns.container.work_queue.call import FIRST_LOOK, Folders, Result, answer_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -38,8 +38,9 @@ class Launcher:
         folders: what it shares with the worker-manager.
         command: the application and its arguments.
         clock: where it waits.
-        poll: seconds between two looks for a call, or for its withdrawal.
+        poll: seconds between two looks for a call, at most, or for its withdrawal.
         output_limit: bytes kept of stdout, and of stderr.
+        echo: whether what the application writes is passed on to the container's log.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class Launcher:
         clock: Clock = SYSTEM_CLOCK,
         poll: float = 0.02,
         output_limit: int = 16_384,
+        echo: bool = True,
     ) -> None:
         self._folders = folders
         self._command = command
         self._clock = clock
         self._poll = poll
         self._limit = output_limit
+        self._echo = echo
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -67,13 +70,16 @@ class Launcher:
         lock = self._folders.hold()
         try:
             self._bury()
+            pause = FIRST_LOOK
             while not self._stopping.is_set():
                 if self._taken():
                     await self._answer()
+                    pause = FIRST_LOOK
                 else:
                     with suppress(TimeoutError):
-                        async with self._clock.timeout(self._poll):
+                        async with self._clock.timeout(pause):
                             await self._stopping.wait()
+                    pause = min(1.2 * pause, self._poll)
         finally:
             os.close(lock)
 
@@ -105,7 +111,7 @@ class Launcher:
             return  # withdrawn
         began = self._clock.monotonic()
         environment = {**os.environ, "WORK_ITEM_FILE": call["file"], "WORK_ITEM_ID": call["job"]}
-        async with _output(self._limit, 1) as stdout, _output(self._limit, 2) as stderr:
+        async with self._output(1) as stdout, self._output(2) as stderr:
             try:
                 process = await asyncio.create_subprocess_exec(
                     *self._command,
@@ -153,16 +159,32 @@ class Launcher:
         return None
         # --8<-- [end:answer]
 
+    @asynccontextmanager
+    async def _output(self, log: int) -> AsyncIterator[_Output]:
+        """Lend a pipe for the application to write to."""
+        read, write = os.pipe()
+        output = _Output(write, self._limit, log if self._echo else None)
+        try:
+            transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+                lambda: output, os.fdopen(read, "rb", buffering=0)
+            )
+            try:
+                yield output
+            finally:
+                transport.close()
+        finally:
+            output.close()
+
 
 class _Output(asyncio.Protocol):
     """Passes on what comes to the container's log, and keeps the last `limit` bytes."""
 
-    def __init__(self, limit: int, log: int) -> None:
+    def __init__(self, pipe: int, limit: int, log: int | None) -> None:
+        self.pipe = pipe  # the process's end
         self._limit = limit
         self._log = log
         self._kept = b""
         self._ended = asyncio.Event()
-        self.pipe = -1  # for the process to write to
 
     @property
     def text(self) -> str:
@@ -170,37 +192,25 @@ class _Output(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._kept = (self._kept + data)[-self._limit :]
-        with suppress(OSError):
-            os.write(self._log, data)
+        if self._log is not None:
+            with suppress(OSError):
+                os.write(self._log, data)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  asyncio's signature
         self._ended.set()
 
     async def end(self, clock: Clock) -> None:
         """Wait for the last of it, but not for a process that has left the group and holds the pipe."""
-        os.close(self.pipe)
-        self.pipe = -1
+        self.close()
         with suppress(TimeoutError):
             async with clock.timeout(1.0):
                 await self._ended.wait()
 
-
-@asynccontextmanager
-async def _output(limit: int, log: int) -> AsyncIterator[_Output]:
-    read, write = os.pipe()
-    output = _Output(limit, log)
-    output.pipe = write
-    try:
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: output, os.fdopen(read, "rb", buffering=0)
-        )
-        try:
-            yield output
-        finally:
-            transport.close()
-    finally:
-        if output.pipe >= 0:
-            os.close(output.pipe)
+    def close(self) -> None:
+        """Close this process's copy of the other end."""
+        if self.pipe >= 0:
+            os.close(self.pipe)
+        self.pipe = -1
 
 
 def _kill(group: int) -> None:

@@ -42,7 +42,7 @@ class Application(Protocol):
         """Whether it can take an item now."""
         ...
 
-    async def run(self, job: str, token: str, content: bytes, limit: float) -> Result:
+    async def run(self, job: str, token: str, content: bytes, limit: float, /) -> Result:
         """Do one item within `limit` seconds; ApplicationDown if it was not begun; cancelled, stop."""
         ...
 
