@@ -32,15 +32,15 @@ POLICY = Policy(aging=10, lease=0.4, poll=0.1, max_deliveries=1000)
 class Nursery:
     """Starts processes by order, and ends them."""
 
-    def __init__(self, client: Client, worker: Worker) -> None:
-        self.client, self.worker = client, worker
+    def __init__(self, client: Client, worker: Worker, orders: str) -> None:
+        self.client, self.worker, self.orders = client, worker, orders
         self.numbers = itertools.count()
         self.pids: dict[int, int] = {}
 
     async def start(self, kind: str, app: str) -> int:
         """Start a process, and return its number."""
         number = next(self.numbers)
-        pushed: Any = self.client.rpush("orders", f"{kind} {app} {number}")
+        pushed: Any = self.client.rpush(self.orders, f"{kind} {app} {number}")
         await pushed
         self.pids[number] = int((await self.line(f"{number} is (\\d+)"))[1])
         return number
@@ -210,16 +210,18 @@ async def paused_in_jobs(nursery: Nursery, app: str, book: Ledger, kind: str, sa
     await effects(client, app, book)
 
 
-async def under_resets(server: Server, app: str, book: Ledger, make: Any, times: int) -> None:
-    """Push and consume through a line whose connections are reset every 200 ms."""
+async def under_resets(server: Server, app: str, book: Ledger, make: Any, pushed: bytes) -> None:
+    """Push and consume while connections are reset every 200 ms, once just after a push was carried out."""
     async with proxy(server.port, book) as line, opened(line.url) as client, opened(line.url) as other:
         jobs, worker = make("jobs", client, POLICY, app=app), make("jobs", other, POLICY, app=app)
         consumer = Consumer(worker, app)
         numbers = itertools.count()
         pushing = asyncio.create_task(push_all(jobs, numbers, book))
-        for _ in range(times):
+        for _ in range(8):
             await SYSTEM_CLOCK.sleep(0.2)
             await line.reset_all()
+        with line.lose_reply(lambda request: pushed in request) as lost:
+            await eventually(lambda: lost.hits, within=10)
         served = consumer.served
         await eventually(lambda: consumer.served > served, within=5)
         book.recovered()

@@ -1,7 +1,7 @@
 """Consumers in processes of their own, forked from one that has read its imports already.
 
-Arguments: the URL of Redis. An order in the list `orders` is `<kind> <app> <number>`; a child is forked for
-it, says `<number> is <pid>`, and goes on until it is killed or this process ends:
+Arguments: the URL of Redis, and a list there. An order in it is `<kind> <app> <number>`; a child is forked
+for it, says `<number> is <pid>`, and goes on until it is killed or this process ends:
 
 - `worker`: takes jobs, 25 at a time, and does each one's effect with its acknowledgement;
 - `victim`: takes 25 jobs, says `<number> holds`, and does nothing more;
@@ -125,14 +125,14 @@ async def work(parent: int, kind: str, url: str, app: str, number: str) -> None:
         await asyncio.Event().wait()
 
 
-def main(url: str) -> None:
+def main(url: str, orders: str) -> None:
     """Carry out one order after the other."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
     held, mine = os.pipe()
     client: Any = redis.Redis.from_url(url, socket_timeout=None)
     say("ready")
     while True:
-        _, order = client.blpop("orders")
+        _, order = client.blpop(orders)
         kind, app, number = order.decode().split()
         pid = os.fork()
         if pid == 0:
