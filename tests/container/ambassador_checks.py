@@ -126,7 +126,7 @@ async def check_header_in_two_cases(make: Make) -> None:
         assert b": b\r\n" in said, said
 
 
-async def check_streams(make: Make) -> None:
+async def check_streams(make: Make, within: float = 2.0) -> None:
     """Each piece of a body arrives before the next is sent, both ways."""
     more, seen_first = asyncio.Event(), asyncio.Event()
 
@@ -146,7 +146,7 @@ async def check_streams(make: Make) -> None:
     async with origins() as [origin], make(origin.url) as url, client() as session:
         origin.then = echo
         try:
-            async with asyncio.timeout(2), session.put(url + "/", data=two()) as got:
+            async with asyncio.timeout(within), session.put(url + "/", data=two()) as got:
                 assert await got.content.readany() == b"first"
                 assert seen_first.is_set()
                 more.set()
@@ -246,7 +246,7 @@ async def check_deadline_shrinks(make: Make) -> None:
 # --- 5. disconnect -----------------------------------------------------------------------------------------
 
 
-async def check_a_client_that_hangs_up_ends_the_attempt(make: Make) -> None:
+async def check_a_client_that_hangs_up_ends_the_attempt(make: Make, within: float = 1.0) -> None:
     """The origin's handler is cancelled when the application has gone."""
     async with origins() as [origin], make(origin.url) as url, client() as session:
         origin.then = never
@@ -254,7 +254,7 @@ async def check_a_client_that_hangs_up_ends_the_attempt(make: Make) -> None:
         await eventually(lambda: len(origin.seen) == 1, within=5)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        await eventually(lambda: origin.seen[0].over == "cancelled", within=1)
+        await eventually(lambda: origin.seen[0].over == "cancelled", within=within)
         assert len(origin.seen) == 1
 
 
@@ -298,7 +298,7 @@ def check_few_keys_move(shard_of: Callable[[bytes, Sequence[str]], str]) -> floa
 # --- 7. bounded --------------------------------------------------------------------------------------------
 
 
-async def check_bounded(make: Make) -> None:
+async def check_bounded(make: Make, within: float = 2.0) -> None:
     """With 2 at the origin and 2 waiting, 6 of 10 are refused at once, and told when to come back."""
     release = asyncio.Event()
     async with (
@@ -315,7 +315,7 @@ async def check_bounded(make: Make) -> None:
         asking = [asyncio.create_task(ask()) for _ in range(10)]
         try:
             await eventually(
-                lambda: sum(task.done() for task in asking) == 6, within=2, what="6 of 10 are refused"
+                lambda: sum(task.done() for task in asking) == 6, within=within, what="6 of 10 are refused"
             )
             assert {task.result() for task in asking if task.done()} == {(503, "1")}
         finally:

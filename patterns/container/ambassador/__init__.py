@@ -100,8 +100,6 @@ __all__ = [
     "read",
 ]
 
-_SYSTEM_RANDOM = random.SystemRandom()
-
 
 class Ambassador:
     """Forwards requests to the upstreams it knows.
@@ -121,14 +119,14 @@ class Ambassador:
         upstreams: Sequence[Upstream],
         *,
         clock: Clock = SYSTEM_CLOCK,
-        rng: random.Random = _SYSTEM_RANDOM,
+        rng: random.Random | None = None,
         on_event: Listener = ignore,
     ) -> None:
         self._upstreams = {upstream.name: upstream for upstream in upstreams}
         if not upstreams or len(self._upstreams) != len(upstreams):
             raise ValueError("upstreams must be at least one, each with a name of its own")
         self._clock = clock
-        self._rng = rng
+        self._rng = rng or random.SystemRandom()  # forked processes must not wait alike
         self._on_event = on_event
         self._doors: dict[str, Door] = {}
         self.report: Counter[str] = Counter()
@@ -217,6 +215,8 @@ class Ambassador:
             if isinstance(error, aiohttp.ClientConnectionResetError):  # it is the application that has gone
                 raise
             late = isinstance(error, TimeoutError)
+            if not reply.prepared:
+                raise Refused(ProxyError.TIMEOUT, 504, "the answer came too late") from error
             cut = ProxyError.TIMEOUT if late else ProxyError.INCOMPLETE
             self.report[cut.value] += 1
             emit(self._on_event, ResponseCut(name, cut))

@@ -34,7 +34,7 @@ def basket(url: str, customer: str) -> str:
     """Return what the shop says, or why it says nothing."""
     request = Request(f"{url}/basket", headers={"X-Customer": customer, "X-Request-Timeout-Ms": "1000"})  # noqa: S310  the URL is the operator's
     try:
-        with urlopen(request, timeout=2) as answer:  # noqa: S310
+        with urlopen(request, timeout=2) as answer:  # noqa: S310  as above
             return str(answer.read().decode())
     except HTTPError as error:
         with error:

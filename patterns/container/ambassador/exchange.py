@@ -230,7 +230,8 @@ class Exchange:
             if isinstance(failed, Broken) and body is not None and not body.replayable:
                 raise UpstreamFailed(failed.error, f"{failed}; the body cannot be sent again") from failed
             raise
-        if response.status < 200 or unreadable(response.raw_headers):
+        reason = (response.reason or "").encode(errors="surrogateescape")
+        if response.status < 200 or unreadable([(b"reason", reason), *response.raw_headers]):
             response.close()
             raise UpstreamFailed(ProxyError.PROTOCOL, "the answer could not be passed on unchanged")
         return response
