@@ -1,7 +1,8 @@
 """A source container lists names and serves items over HTTP; the manager compares its list with the state.
 
 It creates a job in Redis for each item that has none. Any number of worker Pods lease jobs: the
-worker-manager fetches the item, writes it to a file and calls the application container, whose exit code is the result.
+worker-manager fetches the item, writes it to a file and calls the application container, whose exit code is
+the result.
 """
 
 from diagrams.onprem.inmemory import Redis

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from patterns.keyspace import Client
 
 QUICK: dict[str, Any] = {"backoff": 0.001, "backoff_cap": 0.002, "lease": 30.0, "period": 0.02}
-ROLES = ("rules", "waiting", "leases", "names", "attempts", "holders", "ended", "failed", "counts")
 
 
 def key(app: str, role: str, queue: str = "q") -> str:
