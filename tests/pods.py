@@ -32,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -132,10 +132,6 @@ class Pod:
         """End the Pods in good order: SIGTERM, and SIGKILL after `within` seconds."""
         self._podman("pod", "stop", "--time", str(within), *self.names)
 
-    def run(self, container: str, *command: str) -> str:
-        """Run a command in a container and return what it printed."""
-        return self._podman("exec", self._containers[container], *command)
-
     def logs(self, container: str) -> list[tuple[float, str]]:
         """Return the lines that a container has written, each with its time in seconds since the epoch."""
         found = []
@@ -222,6 +218,7 @@ class Pods:
         images = self.images(key)
         source = ROOT / "patterns" / key
         documents = [each for each in yaml.safe_load_all((source / manifest).read_text("utf-8")) if each]
+        documents = json.loads(json.dumps(documents))  # what an anchor repeats is one object until now
         if change is not None:
             change(documents)
         number = next(self._count)
@@ -239,13 +236,14 @@ class Pods:
                     yield pod
                 except BaseException as error:
                     for container in containers:
-                        error.add_note(f"{container} wrote:\n{pod.text(container)[-2000:]}")
+                        with suppress(AssertionError):
+                            error.add_note(f"{container} wrote:\n{pod.text(container)[-2000:]}")
                     raise
             finally:
                 self._remove(names, volumes)
 
     def _remove(self, names: list[str], volumes: list[str]) -> None:
-        # Where cgroups are hybrid podman 4.3 takes seconds to find that a Pod's is gone: nobody waits for that.
+        # Where cgroups are hybrid podman 4.3 takes seconds to take a Pod's away: nobody waits for that.
         self("pod", "kill", *names, check=False)
         podman = shlex.quote(self._path)
         pods, leftover = shlex.join(names), shlex.join(volumes)

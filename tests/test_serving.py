@@ -343,7 +343,7 @@ def test_a_start_that_fails_leaves_nothing_open() -> None:
         app.cleanup_ctx.append(opened)
         broken.cleanup_ctx.extend([opened, failing])
         async with serving(Desk().app()) as server:
-            with pytest.raises(OSError, match="(?i)address already in use"):
+            with pytest.raises(OSError, match=r"(?i)address already in use"):
                 await serving(app, port=server.port).__aenter__()
         assert steps == []
         with pytest.raises(ZeroDivisionError):
