@@ -26,6 +26,7 @@ from benchmarks.paired import SEED, row
 from patterns.container.sidecar import Policy, Sidecar, life
 from patterns.embedded import Server
 from patterns.keyspace import Keyspace, opened
+from patterns.probe import ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,7 +91,7 @@ def sidecar_beside(folder: Path, url: str) -> Iterator[None]:
     command = [sys.executable, "-m", "patterns.container.sidecar"]
     process = subprocess.Popen(command, env={**os.environ, **env})
     try:
-        while life.ask("/readyz", port) is None:
+        while ask("/readyz", port) is None:
             if process.poll() is not None:
                 raise RuntimeError("the sidecar did not start")
             time.sleep(0.05)

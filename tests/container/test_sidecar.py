@@ -54,7 +54,7 @@ from patterns.container.sidecar.pod import (
 )
 from patterns.events import Recorder
 from patterns.keyspace import Client, Keyspace, opened
-from tests.container import sidecar_images as images
+from patterns.probe import ask
 from tests.container import sidecar_programs as programs
 from tests.container import told_early
 from tests.container.sidecar_ground import (
@@ -87,6 +87,8 @@ if TYPE_CHECKING:
     from patterns.embedded import Cluster, Server
     from tests.faults.ledger import Ledger
     from tests.faults.workers import Worker
+    from tests.pods import Pod as Played
+    from tests.pods import Pods
 
 Make = Any  # Sidecar, or a naive variant with the same constructor
 
@@ -214,7 +216,7 @@ async def test_ready_does_not_wait_for_redis_or_the_application(tmp_path: Path, 
         ) as it,
         health.serve(it.report, 0) as port,
     ):
-        assert await eventually(lambda: asyncio.to_thread(life.ask, "/readyz", port), within=5) == "ready"
+        assert await eventually(lambda: asyncio.to_thread(ask, "/readyz", port), within=5) == "ready"
         await eventually(lambda: (it.report.failing or "").startswith("ConnectionError"), within=5)
     assert not it.report.ready
 
@@ -583,7 +585,7 @@ async def check_job_ends(
 
 
 async def ready(port: int) -> None:
-    await eventually(lambda: asyncio.to_thread(life.ask, "/readyz", port), within=10)
+    await eventually(lambda: asyncio.to_thread(ask, "/readyz", port), within=10)
 
 
 async def job_ended(ending: asyncio.Task[int], within: float) -> None:
@@ -692,7 +694,7 @@ async def check_memory_limit_is_kept(
     held = int(env.get("BUFFER_LINES", Policy().buffer_lines))
 
     async def full() -> bool:
-        report = await asyncio.to_thread(life.ask, "/report", port)
+        report = await asyncio.to_thread(ask, "/report", port)
         return report is not None and json.loads(report)["waiting"] >= min(held, lines)
 
     await eventually(full, within=20)
@@ -790,7 +792,7 @@ async def check_listens_on_loopback_only(serve: Any) -> None:
         new = listening() - before
         assert {address[1] for address in new} == {port}
         assert all(address[0] in {"127.0.0.1", "::1"} for address in new), f"it listens on {new}"
-        assert await asyncio.to_thread(life.ask, "/readyz", port) == "ready"
+        assert await asyncio.to_thread(ask, "/readyz", port) == "ready"
 
 
 def listening() -> set[tuple[str, int]]:
@@ -825,15 +827,15 @@ async def test_health_tells_alive_ready_and_the_report() -> None:
     report = Report()
     async with health.serve(report, 0) as port:
 
-        async def ask(path: str) -> str | None:
-            return await asyncio.to_thread(life.ask, path, port)
+        async def told(path: str) -> str | None:
+            return await asyncio.to_thread(ask, path, port)
 
-        assert await ask("/livez") == "alive"
-        assert await ask("/readyz") is None
+        assert await told("/livez") == "alive"
+        assert await told("/readyz") is None
         report.ready, report.shipped = True, 7
-        assert await ask("/readyz") == "ready"
-        assert json.loads(await ask("/report") or "")["shipped"] == 7
-        assert await ask("/etc/passwd") is None
+        assert await told("/readyz") == "ready"
+        assert json.loads(await told("/report") or "")["shipped"] == 7
+        assert await told("/etc/passwd") is None
 
         def raw(request: bytes) -> bytes:
             with socket.create_connection(("127.0.0.1", port), timeout=5) as link:
@@ -849,7 +851,7 @@ async def test_health_tells_alive_ready_and_the_report() -> None:
         )
         assert await asyncio.to_thread(raw, b"GET /livez") == b""
         assert await asyncio.to_thread(raw, b"GET /" + b"x" * 10_000) == b""
-    assert await asyncio.to_thread(life.ask, "/livez", port) is None
+    assert await asyncio.to_thread(ask, "/livez", port) is None
 
 
 # tail
@@ -1510,61 +1512,42 @@ def times_in(report: Path) -> list[float]:
 # containers
 
 
-@pytest.fixture(scope="module")
-def podman(needs: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[images.Podman]:
-    """Both images, built."""
-    it = images.Podman(needs("podman"), tmp_path_factory.mktemp("empty"))
-    try:
-        images.build(it.path, application=it.application, sidecar=it.sidecar)
-        yield it
-    finally:
-        it.clean()
-        left = it("ps", "--all", "--format", "{{.Names}}") + it("volume", "ls") + it("images")
-        assert it.id not in left
-
-
 @pytest.mark.containers
 @pytest.mark.slow
 @pytest.mark.invariant(1, 2, 3, 6)
-async def test_the_pod_keeps_what_the_processes_promise(
-    podman: images.Podman, tmp_path: Path, server: Server
-) -> None:
+async def test_the_pod_keeps_what_the_processes_promise(pods: Pods, server: Server) -> None:
     """Ready before the first order; three crashes of the sidecar; each line once, and the last one, too."""
-    port = free_port()
+    config = {"REDIS_URL": server.url, "HEALTH_PORT": (port := pods.free_port())}
     async with opened(server.url) as client:
         await forget(client)
-        with images.played(podman, tmp_path, server.url, port) as manifest:
+        with pods.played("container/sidecar", config=config) as played:
             await all_shipped(client, "shop", 20, within=60)
-            assert life.ask("/readyz", port) == "ready"
-            ready_at = next(at for at, text in images.logs(podman, "sidecar") if "ready on port" in text)
+            assert ask("/readyz", port) == "ready"
+            ready_at = next(at for at, text in played.logs("sidecar") if "ready on port" in text)
             first = (await in_stream(client, "shop"))[0]
             assert first.endswith(b"begin, pid 1")
             assert ready_at < float(first.split()[0])
 
             for crashes in (1, 2):
-                before = podman.inspect("sidecar")["State"]["Pid"]
-                images.crash(podman, before)
-                await eventually(restarted(podman, before), within=30)
-                assert podman.inspect("sidecar")["RestartCount"] == crashes
+                before = played.kill("sidecar")
+                await eventually(restarted(played, before), within=30)
+                assert played.restarts("sidecar") == crashes
                 shipped = len(await in_stream(client, "shop"))
                 await all_shipped(client, "shop", shipped + 20, within=30)
-            assert podman.inspect("application")["RestartCount"] == 0
-            assert_sealed(podman)
+            assert played.restarts("application") == 0
+            assert_sealed(played)
 
-            before = podman.inspect("sidecar")["State"]["Pid"]
-            images.crash(podman, before)
-            await eventually(restarted(podman, before), within=30)
-            started = podman.inspect("sidecar")["State"]["Pid"]
-            await eventually(lambda: images.hears(started, signal.SIGTERM), within=30)
-            podman("pod", "stop", "--time", "20", podman.id)  # it imports
-            codes = {each: podman.inspect(each)["State"]["ExitCode"] for each in ("application", "sidecar")}
-            assert codes == {"application": 0, "sidecar": 0}, images.logs(podman, "sidecar")
+            before = played.kill("sidecar")
+            await eventually(restarted(played, before), within=30)
+            started = played.pid("sidecar")
+            await eventually(lambda: hears(started, signal.SIGTERM), within=30)
+            played.stop()  # it imports
+            codes = {each: played.exit_code(each) for each in ("application", "sidecar")}
+            assert codes == {"application": 0, "sidecar": 0}
             words = [line.split(maxsplit=1)[1] for line in await in_stream(client, "shop")]
             orders = [b"order %d" % number for number in range(1, len(words) - 1)]
             assert words == [b"begin, pid 1", *orders, b"end, pid 1"]
             assert await numbers_in_stream(client, "shop") == list(range(1, len(words) + 1))
-            podman("kube", "down", str(manifest))
-            assert podman.id not in podman("pod", "ls", "--format", "{{.Name}}")
 
 
 async def forget(client: Client) -> None:
@@ -1574,15 +1557,22 @@ async def forget(client: Client) -> None:
     await client.delete(keys.key("orders", "position"))
 
 
-def restarted(podman: images.Podman, pid: int) -> Callable[[], bool]:
+def restarted(played: Played, pid: int) -> Callable[[], bool]:
     """Return a condition: the sidecar's container has another process."""
-    return lambda: podman.inspect("sidecar")["State"]["Pid"] not in {0, pid}
+    return lambda: played.pid("sidecar") not in {0, pid}
 
 
-def assert_sealed(podman: images.Podman) -> None:
+def hears(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal would reach this process now: it has a handler for it, or keeps it back."""
+    lines = [line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+    masks = {line[0]: int(line[1], 16) for line in lines if line[0] in {"SigBlk:", "SigCgt:"}}
+    return any(mask >> (number - 1) & 1 for mask in masks.values())
+
+
+def assert_sealed(played: Played) -> None:
     """As the kernel sees them: no root, no capability, no file to write but the log, and that for one."""
     for container in ("sidecar", "application"):
-        pid = podman.inspect(container)["State"]["Pid"]
+        pid = played.pid(container)
         lines = [line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
         status = {line[0]: line[1] for line in lines if len(line) > 1}
         assert int(status["Uid:"]) not in {0, os.getuid()}
@@ -1597,19 +1587,20 @@ def assert_sealed(podman: images.Podman) -> None:
 @pytest.mark.containers
 @pytest.mark.slow
 @pytest.mark.invariant(4)
-async def test_the_pod_of_a_job_ends_by_itself(podman: images.Podman, tmp_path: Path, server: Server) -> None:
+async def test_the_pod_of_a_job_ends_by_itself(pods: Pods, server: Server) -> None:
     """Twenty orders, and both containers have ended with 0 without being told."""
+
+    def once(documents: list[dict[str, Any]]) -> None:
+        documents[0]["spec"]["restartPolicy"] = "Never"
+
+    port = pods.free_port()
+    config = {"REDIS_URL": server.url, "HEALTH_PORT": port, "ORDERS": 20, "JOB": 1}
     async with opened(server.url) as client:
         await forget(client)
-        with images.played(
-            podman, tmp_path, server.url, free_port(), ORDERS="20", JOB="1", restartPolicy="Never"
-        ):
-
-            def ended() -> bool:
-                states = [podman.inspect(each)["State"] for each in ("sidecar", "application")]
-                return [(state["Status"], state["ExitCode"]) for state in states] == [("exited", 0)] * 2
-
-            await eventually(ended, within=60)
+        with pods.played("container/sidecar", config=config, change=once) as played:
+            await eventually(
+                lambda: [played.exit_code(each) for each in ("sidecar", "application")] == [0, 0], within=60
+            )
             words = [line.split(maxsplit=1)[1] for line in await in_stream(client, "shop")]
             assert words == [b"begin, pid 1", *[b"order %d" % n for n in range(1, 21)], b"end, pid 1"]
 
@@ -1617,12 +1608,11 @@ async def test_the_pod_of_a_job_ends_by_itself(podman: images.Podman, tmp_path: 
 @pytest.mark.invariant(1, 3, 6)
 @pytest.mark.parametrize("name", ["pod.yaml", "pod-native.yaml"])
 def test_manifests_say_what_the_page_says(name: str) -> None:
-    """The sidecar is first, mounts the log for reading, has time for its grace; neither has a privilege."""
+    """The sidecar is first, mounts the log for reading, and has time for its grace."""
     spec = yaml.safe_load((HERE / name).read_text())["spec"]
     native = name == "pod-native.yaml"
     containers: list[dict[str, Any]] = [*spec.get("initContainers", []), *spec["containers"]]
     sidecar, application = containers
-    assert (sidecar["image"], application["image"]) == (images.SIDECAR, images.APPLICATION)
     assert sidecar["volumeMounts"][0]["readOnly"] is True
     grace = next(int(pair["value"]) for pair in sidecar["env"] if pair["name"] == "GRACE")
     assert grace < spec["terminationGracePeriodSeconds"]
@@ -1630,13 +1620,8 @@ def test_manifests_say_what_the_page_says(name: str) -> None:
     assert (sidecar.get("restartPolicy") == "Always") is native
     assert ("startupProbe" in sidecar) is native
     assert ("launch" in application.get("command", [])) is not native
-    for container in containers:
-        assert container["imagePullPolicy"] == "Never"
-        assert container["securityContext"]["runAsNonRoot"] is True
-        assert container["securityContext"]["readOnlyRootFilesystem"] is True
-        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     for probe in ("startupProbe", "livenessProbe"):
         if probe in sidecar:
-            script, verb, path = sidecar[probe]["exec"]["command"][1:]
-            assert (script, verb) == ("/app/patterns/container/sidecar/life.py", "check")
+            module, variable, path = sidecar[probe]["exec"]["command"][-3:]
+            assert (module, variable) == ("patterns.probe", "HEALTH_PORT")
             assert path in {"/livez", "/readyz"}

@@ -2,7 +2,6 @@
 
 Runs by itself in both containers, without Redis or anything else to be installed:
 
-    python3 life.py check /readyz                 # a probe: exit code 0 if the sidecar says so
     python3 life.py launch python3 orders.py      # wait for the sidecar, then become the application
 
 `launch` takes a shared lock on a file in the folder that both share, and passes it on to the application,
@@ -16,32 +15,17 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import http.client
 import os
 import signal
 import sys
 from pathlib import Path
 
 from patterns.clock import SYSTEM_CLOCK, Clock
+from patterns.probe import ask
 
-__all__ = ["ask", "has_begun", "has_ended", "hold", "launch", "wait_for_sidecar"]
+__all__ = ["has_begun", "has_ended", "hold", "launch", "wait_for_sidecar"]
 
 PORT = 8911
-_LONGEST_ANSWER = 4096  # bytes
-
-
-def ask(path: str, port: int, *, timeout: float = 1.0) -> str | None:
-    """Return the sidecar's answer to `path` if it is a 200, else None."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        body = answer.read(_LONGEST_ANSWER).decode("utf-8", "replace")
-    except (OSError, http.client.HTTPException):
-        return None
-    finally:
-        connection.close()
-    return body if answer.status == http.client.OK else None
 
 
 # --8<-- [start:application]
@@ -100,7 +84,5 @@ def launch(command: list[str]) -> None:
 if __name__ == "__main__":
     if len(sys.argv) > 2 and sys.argv[1] == "launch":
         launch(sys.argv[2:])
-    elif len(sys.argv) == 3 and sys.argv[1] == "check":
-        sys.exit(ask(sys.argv[2], int(os.environ.get("HEALTH_PORT", PORT))) is None)
     else:
-        sys.exit("usage: life.py check PATH | life.py launch COMMAND [ARGUMENT ...]")
+        sys.exit("usage: life.py launch COMMAND [ARGUMENT ...]")
