@@ -11,6 +11,8 @@ import signal
 import sqlite3
 from collections import Counter
 from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -50,9 +52,9 @@ from tests.faults.leaks import immortal_keys
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-    from pathlib import Path
 
     from tests.faults import Ledger, Worker
+    from tests.pods import Pod, Pods
 
 Make = Any  # the class that is proved, or a naive variant with the same constructor
 
@@ -1863,3 +1865,49 @@ async def test_a_clock_set_back_keeps_a_living_leader_and_a_dead_ones_lease(
             assert answer.remaining > 7000, "a lease nobody renews was to stay"
             minutes = int(answer.remaining // 60)
     book.held(f"the living leader renewed; a dead one's lease of 0.5 s stays {minutes} minutes: delete it")
+
+
+# containers
+
+
+@pytest.mark.containers
+@pytest.mark.slow
+@pytest.mark.invariant(2, 4)
+async def test_the_pod_keeps_what_the_processes_promise(pods: Pods, server: Server, app: str) -> None:
+    """A leader's container that is killed is followed in time, and what it still had to write is refused."""
+    fast = {"LEASE": FAST.lease_duration, "DEADLINE": FAST.renew_deadline, "RETRY": FAST.retry_period}
+    config = {"REDIS_URL": server.url, "APP": app, "EVERY": 0.02, **fast}
+    bound = FAST.lease_duration + 1.2 * FAST.retry_period + SLACK
+    with pods.played("container/leader_election", config=config) as pod:
+        path = Path(pod.inspect("a")["Mounts"][0]["Source"], "beats.db")
+        await eventually(lambda: sum("Observed" in pod.text(each) for each in "abc") >= 2, within=20)
+        token, killed = await next_leader(path, 0)
+        pod.kill(killed)
+        after, label = await next_leader(path, token, within=bound)
+        assert (after > token, label != killed) == (True, True)
+        refused(path, token, killed)
+        await eventually(lambda: pod.pid(killed) != 0, within=20)
+        await eventually(lambda: "LeaderObserved" in last_run(pod, killed), within=20)
+        assert [each for each in "abc" if pod.restarts(each)] == [killed]
+        pod.stop()
+        assert {each: pod.exit_code(each) for each in "abc"} == dict.fromkeys("abc", 0)
+        sql = sqlite3.connect(path)
+        rows = sql.execute("SELECT token, label FROM beats ORDER BY rowid").fetchall()
+        sql.close()
+    tokens = [token for token, _ in rows]
+    assert tokens == sorted(tokens), "a token went back"
+    assert len(set(rows)) == len(set(tokens)), "two wrote with one token"
+
+
+def refused(path: Path, token: int, holder: str) -> None:
+    """Write with the token of a dead leader to the database of the living one, in vain."""
+    database = FencedDatabase(path)
+    with pytest.raises(StaleToken), database.transaction(token, holder):
+        pass
+    database.close()
+
+
+def last_run(pod: Pod, container: str) -> str:
+    """Return what a container has written since it was last started."""
+    started = datetime.fromisoformat(pod.inspect(container)["State"]["StartedAt"][:26] + "+00:00").timestamp()
+    return "\n".join(text for at, text in pod.logs(container) if at >= started)

@@ -2,17 +2,19 @@
 
     python -m patterns.container.leader_election nightly-report --label a --database beats.db
 
-The store is $REDIS_URL. SIGTERM and SIGINT resign: the work is ended, the lease is released, exit code 0.
+The store is $REDIS_URL. What is not on the command line comes from LABEL, DATABASE, APP, LEASE, DEADLINE,
+RETRY and EVERY. SIGTERM and SIGINT resign: the work is ended, the lease is released, exit code 0.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from patterns.clock import SYSTEM_CLOCK
 from patterns.container.leader_election import Candidate, FencedDatabase, Policy, RedisLease, Term
@@ -60,15 +62,22 @@ def _say(event: Event) -> None:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m patterns.container.leader_election")
     parser.add_argument("election", help="the same for all candidates of one election")
-    parser.add_argument("--label", required=True, help="who this is, in events and in the database")
-    parser.add_argument("--database", required=True, help="the SQLite file that the leader writes to")
-    parser.add_argument("--app", default="demo", help="first part of the keys in Redis")
-    parser.add_argument("--lease", type=float, default=15.0, help="lease_duration in seconds")
-    parser.add_argument("--deadline", type=float, default=10.0, help="renew_deadline in seconds")
-    parser.add_argument("--retry", type=float, default=2.0, help="retry_period in seconds")
-    parser.add_argument("--every", type=float, default=1.0, help="seconds between two heartbeats")
+    parser.add_argument("--label", **_told("LABEL"), help="who this is, in events and in the database")
+    parser.add_argument("--database", **_told("DATABASE"), help="the SQLite file that the leader writes to")
+    parser.add_argument("--app", **_told("APP", "demo"), help="first part of the keys in Redis")
+    parser.add_argument("--lease", type=float, **_told("LEASE", "15.0"), help="lease_duration in seconds")
+    parser.add_argument(
+        "--deadline", type=float, **_told("DEADLINE", "10.0"), help="renew_deadline in seconds"
+    )
+    parser.add_argument("--retry", type=float, **_told("RETRY", "2.0"), help="retry_period in seconds")
+    parser.add_argument("--every", type=float, **_told("EVERY", "1.0"), help="seconds between two heartbeats")
     parser.add_argument("--wait-replicas", type=int, default=0, help="replicas that must have the lease")
     return parser.parse_args(arguments)
+
+
+def _told(variable: str, otherwise: str | None = None) -> dict[str, Any]:
+    value = os.environ.get(variable, otherwise)
+    return {"required": True} if value is None else {"default": value}
 
 
 if __name__ == "__main__":
