@@ -30,6 +30,7 @@ from patterns.message_queue.competing_consumer.events import (
 )
 from patterns.message_queue.competing_consumer.hand import End, Hand
 from patterns.message_queue.competing_consumer.room import Room
+from patterns.message_queue.competing_consumer.together import Together
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -97,6 +98,8 @@ class Worker:
         self._clock, self._rng, self._on_event = clock, rng or random.Random(), on_event
         # A lane that is empty holds one place while it waits.
         self._room = Room(max(concurrency * (batch or 1) + prefetch, len(self._sources)))
+        self._prefetch, self._owed = prefetch, 0
+        self._together = {source: Together(source) for source in self._sources}
         self._ready: deque[Hand] = deque()
         self._hands: set[Hand] = set()
         self._handling: set[asyncio.Task[None]] = set()
@@ -167,6 +170,7 @@ class Worker:
                 self._handling.add(task)
                 for hand in hands:
                     hand.task = task
+        self._give_room()
 
     # --8<-- [end:fetch]
 
@@ -242,7 +246,9 @@ class Worker:
 
             lost = await self._settled(hands, call, raises=True)
         else:
-            lost = await self._settled(hands, lambda: source.acknowledge([hand.delivery for hand in hands]))
+            one_by_one = self._concurrency == 1
+            tell = source.acknowledge if one_by_one else self._together[source].acknowledge
+            lost = await self._settled(hands, lambda: tell([hand.delivery for hand in hands]))
         # Who was told before, and heard no answer, has most likely done it itself.
         return [hand for hand in hands if hand.delivery in lost and not hand.unsure]
 
@@ -401,10 +407,17 @@ class Worker:
         """The worker is through with a message, once."""
         if hand in self._hands:
             self._hands.remove(hand)
-            self._room.give(1)
+            self._owed += 1
+            self._give_room()
             if kind is not None and self._on_event is not ignore:
                 one = hand.delivery
                 emit(self._on_event, kind(hand.source.name, one.id, one.deliveries, *details))
+
+    def _give_room(self) -> None:
+        """Let more be fetched, but not one by one while there is enough to do."""
+        if self._owed and len(self._ready) <= self._prefetch // 2:
+            owed, self._owed = self._owed, 0
+            self._room.give(owed)
 
     async def _pause(self) -> None:
         """Wait before the queue is asked again: longer each time."""

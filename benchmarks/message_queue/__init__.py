@@ -1,0 +1,1 @@
+"""Benchmarks of the patterns in patterns/message_queue."""
