@@ -1,6 +1,6 @@
 """The conformance suite of adapters, and the checks that the Adapter's naive variants fail.
 
-A reader who adapts a third application passes `conforms` with a `Case` of their own.
+A reader who adapts a third application passes `check_conforms` with a `Case` of their own.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hypothesis import strategies as st
+from redis import exceptions as redis_errors
+
 from patterns.clock import ManualClock
-from patterns.container.adapter import Adapter, Family, Malformed, Policy, Source
+from patterns.container.adapter import Adapter, Family, Malformed, Policy, Sample, Source
 from patterns.container.adapter.clean import clean
 from tests.container.adapter_ground import (
     OPENMETRICS,
@@ -56,7 +59,7 @@ class Case:
     # --8<-- [end:case]
 
 
-async def conforms(case: Case) -> None:
+async def check_conforms(case: Case) -> None:
     """Every adapter of the interface does this, whatever application is behind it."""
     await _says_valid_families(case)
     await _changes_nothing(case)
@@ -161,6 +164,45 @@ HOSTILE = [
     gauge("orders", 5),
     gauge("orders_created", 5),
     Family("none", "gauge", 'q"uo\\te\n# EOF').add(NOTHING).add(TEXT, {"x": "y"}).add(True),
+]
+
+
+ANYTHING = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.binary(max_size=5)
+)
+NAMES = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(
+        ["a", "a_total", "a_created", "a_info", "a_bucket", "a_sum", "_", "1", "adapter_up", "a b"]
+    ),
+)
+
+
+@st.composite
+def whatever(draw: st.DrawFn) -> list[Any]:
+    untyped_sample: Any = Sample
+    untyped: Any = Family
+    labels = st.one_of(st.dictionaries(NAMES, ANYTHING, max_size=3), ANYTHING)
+    sample = st.builds(untyped_sample, ANYTHING, labels, ANYTHING)
+    kind = st.sampled_from(["gauge", "counter"])
+    family = st.builds(untyped, NAMES, kind, st.one_of(st.text(), ANYTHING), st.lists(sample, max_size=4))
+    return draw(st.lists(family, max_size=5))
+
+
+ERRORS: list[BaseException] = [
+    RuntimeError(PASSWORD),
+    ConnectionRefusedError(PASSWORD),
+    TimeoutError(PASSWORD),
+    ExceptionGroup(PASSWORD, [ValueError(PASSWORD)]),
+    asyncio.CancelledError(PASSWORD),
+    redis_errors.ConnectionError(PASSWORD),
+    redis_errors.TimeoutError(PASSWORD),
+    redis_errors.AuthenticationError(PASSWORD),
+    redis_errors.NoPermissionError(PASSWORD),
+    asyncio.IncompleteReadError(b"", 5),
+    UnicodeDecodeError("utf-8", b"", 0, 1, PASSWORD),
+    Malformed(PASSWORD),
+    StopAsyncIteration(),
 ]
 
 

@@ -173,10 +173,8 @@ class Program:
     async def say(self, *lines: str) -> list[str]:
         """Say these lines to it, as its people do; return what it answers."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        answers = []
-        for line in lines:
-            writer.write(f"{line}\n".encode())
-            answers.append((await reader.readuntil(b"\n.\n")).decode()[:-3])
+        writer.writelines(f"{line}\n".encode() for line in lines)
+        answers = [(await reader.readuntil(b"\n.\n")).decode()[:-3] for _ in lines]
         writer.close()
         return answers
 
