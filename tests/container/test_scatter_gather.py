@@ -759,7 +759,16 @@ async def test_a_line_is_first_come_first_served_and_loses_no_worker() -> None:
     with pytest.raises(Withdrawn):
         await work("z", go)
     assert order == ["a", "-", "x"]
-    assert line.dropped == 2
+    hold.clear()
+    first, second = asyncio.create_task(work("p", hold)), asyncio.create_task(work("q", hold))
+    await turns()
+    assert line.drop("q")
+    second.cancel()  # in the same moment
+    hold.set()
+    _, outcome = await asyncio.gather(first, second, return_exceptions=True)
+    assert isinstance(outcome, asyncio.CancelledError)
+    gc.collect()  # an error that nobody read would be reported now
+    assert line.dropped == 3
 
 
 @pytest.mark.invariant(9)
