@@ -793,6 +793,9 @@ async def test_fault_pod(pods: Pods, ledger: Callable[..., Ledger]) -> None:
                 said = dict(line.split(" ", 2)[1:] for line in lines)
                 return said == {each: other if theirs[each] else dead_shard for each in customers}
 
+            def nobody_there() -> int:
+                return pod.text("application").count("nobody there")
+
             await eventually(lambda: says("ok"), within=20)
             await lives.aclose()
             book.injected()
@@ -800,12 +803,12 @@ async def test_fault_pod(pods: Pods, ledger: Callable[..., Ledger]) -> None:
             book.recovered()
             pid = await asyncio.to_thread(pod.kill, "ambassador")
             book.injected()
+            await eventually(lambda: nobody_there() and pod.restarts("ambassador") == 1, within=15)
             await eventually(lambda: says("502 ambassador; error=connection_refused"), within=15)
-            assert await asyncio.to_thread(pod.restarts, "ambassador") == 1
             assert await asyncio.to_thread(pod.pid, "ambassador") != pid
             book.recovered()
-            refused = pod.text("application").count("nobody there")
+            refused = nobody_there()
             book.failed("calls while it was away")
-    assert len({url for url in origins_ if url}) == 2
+    assert refused
     book.held("502 with connection_refused for the dead shard's customers only; restarted by the Pod")
     book.naive(f"an application that gives up at the first refusal: {refused} calls lost meanwhile")
