@@ -35,10 +35,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from aiohttp import web
-
 from patterns.bounds import number
 from patterns.clock import SYSTEM_CLOCK
+
+try:
+    from aiohttp import web
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"patterns.serving needs {error.name}: pip install executable-patterns[container]"
+    ) from error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -223,18 +228,21 @@ def _watch(in_flight: set[asyncio.Task[Any]], tell: ErrorListener) -> Any:
             in_flight.add(task)
             task.add_done_callback(in_flight.discard)
         try:
-            answer = await handler(request)
-            if not isinstance(answer, web.StreamResponse):
-                raise TypeError(f"the handler returned {type(answer).__name__}, no response")  # noqa: TRY301
+            return _answer(await handler(request))
         except web.HTTPException:  # how a handler answers, not an error
             raise
         except Exception as error:
             if not (isinstance(error, ConnectionError) and _has_left(request)):
                 _tell(tell, f"{request.method} {request.path}", error)
             raise
-        return answer
 
     return watch
+
+
+def _answer(returned: object) -> web.StreamResponse:
+    if isinstance(returned, web.StreamResponse):
+        return returned
+    raise TypeError(f"the handler returned {type(returned).__name__}, no response")
 
 
 def _has_left(request: web.Request) -> bool:
