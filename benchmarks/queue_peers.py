@@ -101,25 +101,6 @@ if PEER == "dramatiq":
     dramatiq_job: Any = dramatiq.actor(job)
 
 
-async def ours(**options: Any) -> None:
-    """Work with this handbook's Worker."""
-    from patterns.keyspace import opened  # noqa: PLC0415  not in arq's environment
-    from patterns.message_queue.competing_consumer import Policy, Queue, Worker  # noqa: PLC0415
-
-    async with opened(URL) as client:
-        queue = Queue("jobs", client, Policy(visibility=60), app="bench")
-
-        async def one(delivery: Any) -> None:
-            meter(delivery.payload)
-
-        async def many(deliveries: Any) -> None:
-            for each in deliveries:
-                meter(each.payload)
-
-        async with Worker(queue.lanes, many if "batch" in options else one, timeout=60, **options):
-            await asyncio.Event().wait()
-
-
 async def bare(count: int) -> None:
     """Read, do and acknowledge so many entries at a time."""
     client: Any = redis.asyncio.Redis.from_url(URL)
@@ -130,23 +111,13 @@ async def bare(count: int) -> None:
             await client.xack("bare", "g", *[entry for entry, _ in entries])
 
 
-WORKERS: dict[str, Any] = {
-    "bare 1": lambda: bare(1),
-    "bare 100": lambda: bare(100),
-    "ours 1": ours,
-    "ours prefetch": lambda: ours(prefetch=20),
-    "ours 10": lambda: ours(concurrency=10),
-    "ours 100": lambda: ours(batch=100),
-}
-
-
-async def send(many: int, gap: float) -> None:
-    """Send so many jobs, one after the other, and print microseconds a send."""
-    begin = await _sender()
+async def send(many: int, gap: float, begin: Any = None) -> None:
+    """Send so many jobs by `begin`, one after the other, and print microseconds a send."""
+    begin = begin or await _sender()
     if gap:
         await begin(WARM_UP)
         while not redis.Redis.from_url(URL).exists("warm"):
-            time.sleep(0.01)  # noqa: ASYNC251  there is nothing else to do
+            time.sleep(0.01)  # noqa: ASYNC251  there is nothing else to do meanwhile
     began = time.monotonic()
     for number in range(many):
         if gap:
@@ -156,35 +127,19 @@ async def send(many: int, gap: float) -> None:
 
 
 async def send_together(many: int) -> None:
-    """Send so many jobs together, and print microseconds a send."""
+    """Append so many jobs to the bare stream, hundreds in a pipeline, and print microseconds a send."""
+    client: Any = redis.asyncio.Redis.from_url(URL)
     began = time.monotonic()
-    if PEER.startswith("ours"):
-        from patterns.keyspace import opened  # noqa: PLC0415  not in arq's environment
-        from patterns.message_queue.competing_consumer import Policy, Queue  # noqa: PLC0415
-
-        async with opened(URL) as ours_client:
-            queue = Queue("jobs", ours_client, Policy(visibility=60), app="bench")
-            began = time.monotonic()
-            await queue.send_many([time.monotonic()] * many)
-            took = time.monotonic() - began
-    else:
-        client: Any = redis.asyncio.Redis.from_url(URL)
-        for _ in range(0, many, 500):
-            pipe = client.pipeline(transaction=False)
-            for _ in range(500):
-                pipe.xadd("bare", {"payload": json.dumps(time.monotonic())})
-            await pipe.execute()
-        took = time.monotonic() - began
-        await client.aclose()
-    print(took / many * 1e6)
+    for _ in range(0, many, 500):
+        pipe = client.pipeline(transaction=False)
+        for _ in range(500):
+            pipe.xadd("bare", {"payload": json.dumps(time.monotonic())})
+        await pipe.execute()
+    print((time.monotonic() - began) / many * 1e6)
+    await client.aclose()
 
 
 async def _sender() -> Any:
-    if PEER.startswith("ours"):
-        from patterns.keyspace import connect  # noqa: PLC0415  not in arq's environment
-        from patterns.message_queue.competing_consumer import Policy, Queue  # noqa: PLC0415
-
-        return Queue("jobs", connect(URL), Policy(visibility=60), app="bench").send
     if PEER.startswith("bare"):
         client: Any = redis.asyncio.Redis.from_url(URL)
         return lambda sent: client.xadd("bare", {"payload": json.dumps(sent)})
@@ -195,7 +150,7 @@ async def _sender() -> Any:
         pool = await arq.create_pool(ArqWorker.redis_settings)
         return lambda sent: pool.enqueue_job("job", sent)
     if PEER == "rq":
-        from rq import Queue as Rq  # noqa: PLC0415
+        from rq import Queue as Rq  # noqa: PLC0415  not in arq's environment
 
         queue = Rq(connection=redis.Redis.from_url(URL))
 
@@ -217,4 +172,4 @@ if __name__ == "__main__":
     elif what == "together":
         asyncio.run(send_together(int(arguments[0])))
     else:
-        asyncio.run(WORKERS[PEER]())
+        asyncio.run(bare(int(PEER.split()[1])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -16,14 +17,23 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from benchmarks.paired import SEED, row
-from benchmarks.queue_peers import COMMANDS, THIS
+from benchmarks.queue_peers import COMMANDS, PEER, THIS, URL, meter, send
 from patterns.embedded import Server
+from patterns.keyspace import opened
+from patterns.message_queue.competing_consumer import Delivery, Policy, Queue, Worker
 
 if TYPE_CHECKING:
     from benchmarks.paired import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 ARQ = ROOT / ".venv-bench-arq" / "bin"
+OURS = "benchmarks.message_queue.competing_consumer"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ours 1": {},
+    "ours prefetch": {"prefetch": 20},
+    "ours 10": {"concurrency": 10},
+    "ours 100": {"batch": 100},
+}
 ROUNDS = 5
 # How many jobs each drains in one round: about as long each.
 JOBS = {
@@ -73,7 +83,7 @@ class Peer:
 
     def send(self, *arguments: object) -> float:
         """Send, and return microseconds a send."""
-        command = [self.python, "-m", THIS, *map(str, arguments)]
+        command = [self.python, "-m", self.module, *map(str, arguments)]
         done = subprocess.run(command, env=self.env, cwd=ROOT, check=True, capture_output=True, timeout=120)
         return float(done.stdout.split()[-1])
 
@@ -188,3 +198,32 @@ def bounds(rows: list[Row]) -> list[str]:
     if by["a job: Worker, concurrency=10"]["value"] > 1.3 * min(peers):
         broken.append("a task queue is faster")
     return broken
+
+
+async def main(what: str, *numbers: str) -> None:
+    """Be the sender, or the worker, of this handbook's module."""
+    async with opened(URL) as client:
+        queue = Queue("jobs", client, Policy(visibility=60), app="bench")
+        if what == "send":
+            await send(int(numbers[0]), float(numbers[1]), queue.send)
+            return
+        if what == "together":
+            began = time.monotonic()
+            await queue.send_many([time.monotonic()] * int(numbers[0]))
+            print((time.monotonic() - began) / int(numbers[0]) * 1e6)
+            return
+
+        async def one(delivery: Delivery) -> None:
+            meter(delivery.payload)
+
+        async def many(deliveries: list[Delivery]) -> None:
+            for each in deliveries:
+                meter(each.payload)
+
+        options = OPTIONS[PEER]
+        async with Worker(queue.lanes, many if "batch" in options else one, timeout=60, **options):
+            await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

@@ -235,8 +235,8 @@ async def check_who_waits_is_woken(at: Site) -> None:
 
     await eventually(in_line, within=3)
     await at.queue(1).send("x")
-    found = await asyncio.wait_for(asyncio.shield(waiting), at.patience)
-    assert [each.payload for each in found] == ["x"]
+    await eventually(waiting.done, within=at.patience, what="it is woken")
+    assert [each.payload for each in waiting.result()] == ["x"]
 
 
 async def check_keys_keep_their_order(at: Site) -> None:

@@ -62,7 +62,7 @@ class TakesWhatIsPending(Lane):
     async def _take(self, consumer: str, most: int) -> list[Delivery]:
         policy = self._policy
         self._policy = replace(policy, visibility=0.001, max_retry_delay=0.0)
-        await asyncio.sleep(0.002)
+        await self._clock.sleep(0.002)
         try:
             return await super()._take(consumer, most)
         finally:
@@ -188,7 +188,7 @@ class SleepsAndLooks(Lane):
     """Polls."""
 
     async def _wait_for_one(self, consumer: str) -> list[Delivery]:
-        await asyncio.sleep(self._policy.poll)
+        await self._clock.sleep(self._policy.poll)
         return []
 
 
