@@ -250,7 +250,7 @@ async def with_processes(first: list[str], second: list[str]) -> list[Row]:
         def ours(rest: float) -> Callable[[], Awaitable[object]]:
             leaves = [Leaf(str(n), *pair) for n, pair in enumerate(pairs)]
             policy = Policy(deadline=5, min_results=HTTP_LEAVES, limit=2 * HTTP_LEAVES, idempotent=True)
-            hedge = Hedge(0.02, rest=rest, budget=Budget(ratio=0.2, min_per_second=0, capacity=10))
+            hedge = Hedge(0.06, rest=rest, budget=Budget(ratio=0.2, min_per_second=0, capacity=10))
             search: ScatterGather[Query, Page] = ScatterGather(
                 "x", leaves, policy, hedge=hedge, rng=random.Random(SEED)
             )
@@ -258,7 +258,7 @@ async def with_processes(first: list[str], second: list[str]) -> list[Row]:
 
         cases: dict[str, tuple[Callable[[], Awaitable[object]], str]] = {
             "HTTP: asyncio.gather": (gather, "10 leaves; asks the slow replica each time"),
-            "HTTP: hedge at 20 ms": (ours(0.0), "asks it first half of the time"),
+            "HTTP: hedge at 60 ms": (ours(0.0), "asks it first half of the time"),
             "HTTP: hedge, and rest": (ours(10.0), "asks it first until it rests"),
         }
         loop = asyncio.get_running_loop()
