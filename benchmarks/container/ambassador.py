@@ -35,10 +35,9 @@ ANSWER = b"x" * 1000
 BARE, OURS, DIRECT = "bare aiohttp proxy", "ambassador", "direct"
 NOTES = {
     BARE: "same server and client; no deadline, retry, bound or check; keeps header names and body only",
-    OURS: "Envoy was not run; it would take a fraction of this",
+    OURS: "Envoy was not run",
 }
-# One process can lose its core for a moment; the whole of what the guarantees cost is smaller than that.
-MOST_P50, MOST_P99_MS = 3.0, 20.0
+MOST = 3.0  # times the latency of the bare proxy
 
 
 def measure() -> list[Row]:
@@ -59,15 +58,11 @@ def measure() -> list[Row]:
 
 def bounds(rows: list[Row]) -> list[str]:
     """Return what the module promises and these rows do not keep."""
-    broken = []
-    for found in rows:
-        if not found["ours"]:
-            continue
-        if found["unit"] == "ms p50" and found["ratio"] > MOST_P50:
-            broken.append(f"p50 is {found['ratio']} times that of a bare proxy, at most {MOST_P50} promised")
-        if found["unit"] == "ms p99" and found["value"] > MOST_P99_MS:
-            broken.append(f"p99 is {found['value']} ms, at most {MOST_P99_MS} promised")
-    return broken
+    return [
+        f"{found['unit']} is {found['ratio']} times that of a bare proxy, at most {MOST} promised"
+        for found in rows
+        if found["ours"] and found["unit"].startswith("ms") and found["ratio"] > MOST
+    ]
 
 
 def _rows(case: str, unit: str, samples: dict[str, list[float]]) -> list[Row]:

@@ -441,6 +441,27 @@ async def test_a_dead_shard_has_no_stand_in() -> None:
         assert 0 in {len([s for s in each.seen if "ada" in s.target]) for each in (alive, other)}
 
 
+@pytest.mark.invariant(5, 7)
+async def test_permits_come_back(rng: random.Random) -> None:
+    """After 60 calls that hung up at some moment, were reset or refused, the two permits are there again."""
+    async with origins() as [origin], ours(origin.url, limit=2, max_waiting=2) as url, client() as session:
+        for _ in range(60):
+            origin.then = rng.choice([never, reset, answer(503), answer(200, body=b"x" * 300_000)])
+            asking = asyncio.create_task(status_of(session, "GET", url))
+            for _ in range(rng.randrange(40)):
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+        await eventually(lambda: origin.running == 0, within=5)
+        release = asyncio.Event()
+        origin.then = hang(release)
+        origin.seen.clear()
+        last = [asyncio.create_task(status_of(session, "GET", url)) for _ in range(2)]
+        await eventually(partial(has_seen, origin, 2), within=5)
+        release.set()
+        assert await asyncio.gather(*last) == [200, 200]
+
+
 async def test_events_and_report() -> None:
     """Each request ends in one event, and the report counts the same."""
     heard = Recorder()
