@@ -623,6 +623,17 @@ async def test_the_nodes_are_those_that_the_cluster_knows(nodes: Cluster) -> Non
                 assert names == sorted(f"127.0.0.1:{node.port}" for node in nodes.nodes)
 
 
+@pytest.mark.invariant(2, 8)
+async def test_a_seed_that_is_slow_at_first_is_waited_for(nodes: Cluster) -> None:
+    """Before there is any list of nodes there is nobody else to ask: the seed has until the deadline."""
+    async with (
+        proxy(nodes.nodes[0].port) as link,
+        Valkey("v", f"redis+cluster://127.0.0.1:{link.port}") as it,
+    ):
+        link.latency(0.15)  # longer than the patience with one node
+        assert len(await it.targets()) == 6
+
+
 @pytest.mark.invariant(8)
 async def test_addresses_that_all_changed_are_found_again(nodes: Cluster) -> None:
     """What was listed last is all gone: the seeds of the URL are asked again."""

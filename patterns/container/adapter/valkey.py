@@ -50,11 +50,13 @@ class Valkey:
         self._prefix, self._cluster, seeds = _parts(url)
         self._seeds = {seed: self._node(seed) for seed in seeds}
         self._nodes = dict(self._seeds)
+        self._heard = False  # a list of the cluster's nodes
         self._gone: list[Node] = []  # of the cluster no more, and to be closed
 
     async def targets(self) -> Sequence[Node]:
         """Return the nodes: of a cluster, those that it knows now, or knew when it last answered."""
         if self._cluster and (listed := await self._listed()):
+            self._heard = True
             known, places = self._seeds | self._nodes, sorted(set(listed))
             self._gone += [known[name] for name in self._nodes.keys() - self._seeds.keys() - set(places)]
             self._nodes = {name: known.get(name) or self._node(name) for name in places}
@@ -73,11 +75,12 @@ class Valkey:
                     async with self._clock.timeout(_PATIENCE):
                         if listed := await _first(asking):
                             return listed
+            # Who has an older list goes by that, and has its time left to ask the nodes.
+            return [] if self._heard else await _first(asking)
         finally:
             for task in asking:
                 task.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
-        return []
 
         # --8<-- [end:valkey]
 
