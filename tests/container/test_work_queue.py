@@ -59,7 +59,6 @@ from tests.container.work_queue_checks import (
     WORDS,
     Slow,
     Told,
-    alone_and_killed,
     check_a_lost_lease_stops_the_application,
     check_a_timeout_kills_all,
     check_a_zombie_changes_nothing,
@@ -74,6 +73,7 @@ from tests.container.work_queue_checks import (
     check_source_faults_stop_no_other,
     hanging,
     in_memory_queue_killed,
+    list_on_a_lone_primary,
     reaped,
     simulated,
     troubled,
@@ -596,6 +596,7 @@ async def test_a_worker_without_an_application_takes_nothing() -> None:
 
 
 @pytest.mark.invariant(6)
+@pytest.mark.naive(6)
 @pytest.mark.fault("source: 500, hangs, no JSON, pages that do not end, names twice or no names, items gone")
 async def test_a_troubled_source_stops_no_good_item(
     server: Server, app: str, ledger: Callable[..., Ledger]
@@ -617,25 +618,19 @@ async def test_a_troubled_source_stops_no_good_item(
             "int instead of text",
             "not text that UTF-8 can hold",
         }
-        assert {event.item for event in heard.of(ItemReturned)} == {"gone", "moody"}
+        returned = {event.item for event in heard.of(ItemReturned)}
+        assert {"gone", "moody"} <= returned <= {"gone", *good}  # on a busy machine any answer may be late
         assert [failure.item for failure in await plant.state().failures()] == ["big"]
         status = await plant.state().status()
         assert (status.done, status.running) == (5, 0)
-        second = Plant(client, f"{app}-naive", None, Policy(parallelism=2, **QUICK), worker_of=naive.GivesUp)
+        twice = Policy(parallelism=2, attempts=2, **QUICK)
+        second = Plant(client, f"{app}-naive", None, twice, worker_of=naive.GivesUp)
         with pytest.raises(AssertionError):
-            await check_source_faults_stop_no_other(second, troubled(), good)
+            await check_source_faults_stop_no_other(second, troubled(), good, within=2)
         failures = [failure.item for failure in await second.state().failures()]
+        assert "moody" in failures
         books.held("a round that fails is followed by the next; an item that cannot be had is given back")
-        books.naive(f"a failed GET counted as a failed attempt: gave up on {', '.join(failures)}")
-
-
-@pytest.mark.naive(6)
-async def test_an_attempt_spent_on_the_source_is_lost(server: Server, app: str) -> None:
-    """The item fails for what the source did."""
-    async with opened(server.url) as client:
-        plant = Plant(client, app, None, Policy(parallelism=2, **QUICK), worker_of=naive.GivesUp)
-        with pytest.raises(AssertionError):
-            await check_source_faults_stop_no_other(plant, troubled(), ["a", "b", "c", "d", "moody"])
+        books.naive(f"a failed GET counted as a failed attempt: gave up on {' and '.join(failures)}")
 
 
 async def test_pages_that_change_between_two_requests_are_made_good_by_the_next_round(
@@ -884,7 +879,7 @@ async def test_a_server_that_has_forgotten_all_costs_work_and_no_item(
         runs = await faults.server_restarted(server, app, books, kept=False)
         again = sum(runs.values()) - len(runs)
         await faults.popped_and_killed(server, f"{app}-naive", books.without("a list in Redis"))
-    books.held(f"the source is the truth: {again} runs too many, no item lost")
+    books.held(f"the source is the truth: done twice {again}, no item lost")
 
 
 @pytest.mark.slow
@@ -903,9 +898,8 @@ async def test_a_failover_costs_work_and_no_item(app: str, ledger: Callable[...,
             books.recovered()
         runs = plant.application.runs
         faults.enter(books, names, Counter(set(runs)))
-        lone = await alone_and_killed(app)
-    books.held(f"the manager compares again: {sum(runs.values()) - len(runs)} runs too many, no item lost")
-    books.naive(lone)
+    books.held(f"the manager compares again: done twice {sum(runs.values()) - len(runs)}, no item lost")
+    books.naive(await asyncio.to_thread(list_on_a_lone_primary))
 
 
 # processes and Pods

@@ -45,14 +45,12 @@ async def workers_killed(
     names = [f"item {number}" for number in range(1, jobs + 1)]
     async with opened(url) as client:
         state = State("q", client, app=app)
-        manager = Manager(state, Shelf(names, size=5_000), Policy(parallelism=4, lease=0.4, **FAST))
+        manager = Manager(
+            state, Shelf(names, size=5_000), Policy(parallelism=4, lease=0.4, **{**FAST, "period": 0.4})
+        )
         program = spawn(PROGRAM, mode, url, app, every)
         async with rounds(manager):
-
-            async def all_ended() -> bool:
-                return (await state.status()).done == jobs
-
-            await eventually(all_ended, within=50)
+            await all_done(state, jobs, within=50)
         program.terminate()
         assert await program.ended(within=10) == 0
         killed = program.output.count(f"ended {int(signal.SIGKILL)}\n")
@@ -86,6 +84,7 @@ async def all_done(state: State, count: int, within: float = 20) -> None:
 
     async def done() -> bool:
         try:
+            await SYSTEM_CLOCK.sleep(0.05)  # each look is a script, and there is work to be done
             return (await state.status()).done == count
         except (RedisError, OSError, TimeoutError):
             return False
@@ -136,12 +135,13 @@ async def connections_reset(lines: Lines, client: Client, app: str, book: Ledger
     popping = Popping(lines.client, app)
     await Popping(client, app).fill(names)
     ended = asyncio.Event()
-    task = asyncio.create_task(popping.run(ended))
-    for _ in range(5):
-        await more_than(popping.runs, 50)
-        if broken := await lines.reset():
-            twin.injected(broken)
-    await task
+    async with asyncio.TaskGroup() as group:
+        for _ in range(16):  # so that some reply is always on its way
+            group.create_task(popping.run(ended))
+        for _ in range(5):
+            await more_than(popping.runs, 50)
+            if broken := await lines.reset():
+                twin.injected(broken)
     twin.recovered()
     enter(twin, names, popping.runs)
 
