@@ -34,7 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ours 10": {"concurrency": 10},
     "ours 100": {"batch": 100},
 }
-ROUNDS = 5
+ROUNDS = 3
 # How many jobs each drains in one round: about as long each.
 JOBS = {
     "bare 1": 1500,
@@ -74,9 +74,10 @@ class Peer:
         folder = ARQ if name == "arq" else Path(sys.executable).parent
         self.python = str(folder / "python")
         command = [part or url for part in COMMANDS.get(name, [])]
-        self.command = (
-            [str(folder / command[0]), *command[1:]] if command else [self.python, "-m", THIS, "work"]
-        )
+        self.module = OURS if name in OPTIONS else THIS
+        self.command = [self.python, "-m", self.module, "work"]
+        if command:
+            self.command = [str(folder / command[0]), *command[1:]]
         self.redis.flushall()  # this benchmark has started the server
         if name.startswith("bare"):
             self.redis.xgroup_create("bare", "g", "0", mkstream=True)
@@ -139,10 +140,8 @@ def measure() -> list[Row]:
     into: dict[str, list[float]] = {name: [] for name in JOBS}
     waits: dict[str, list[tuple[float, float]]] = {name: [] for name in WAITERS}
     with Server() as server:
-        for number in range(ROUNDS):
+        for _ in range(ROUNDS):
             for name in rng.sample(list(JOBS), len(JOBS)):
-                if name in {"rq", "arq"} and number % 2:
-                    continue  # they take long, and are far from the others
                 sent, each = drained(name, server.url)
                 into[name].append(sent)
                 out[name].append(each)
@@ -163,7 +162,7 @@ def measure() -> list[Row]:
 def _row(told: str, name: str, values: dict[str, list[float]], base: str, unit: str) -> Row:
     case, note = NAMES[name]
     if unit == "µs/send":
-        case, note = case.replace("Worker", "send"), None
+        case, note = ("send" if case == "Worker" else case.removesuffix(", SimpleWorker")), None
         if name.endswith("100"):
             case = "send_many" if name.startswith("ours") else "bare stream, pipelined"
         elif name == "bare 1":
@@ -181,7 +180,7 @@ def _row(told: str, name: str, values: dict[str, list[float]], base: str, unit: 
         baseline=name == base,
         note=note,
     )
-    pairs = zip(values[name], values[base], strict=False)
+    pairs = zip(values[name], values[base], strict=True)
     return found | {"ratio": float(f"{statistics.median(one / other for one, other in pairs):.3g}")}
 
 

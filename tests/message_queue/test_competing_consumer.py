@@ -593,6 +593,20 @@ async def test_an_effect_that_fails_is_the_messages_failure(place: Place) -> Non
         assert letter.history == ("1 ResponseError", "2 ValueError")
 
 
+@HERE
+async def test_a_reason_is_one_line_whatever_it_says(place: Place) -> None:
+    """Neither a line feed nor a lone surrogate in it keeps a message from being given up."""
+    async with site(place) as at:
+        queue = at.queue()
+        await queue.send("x")
+        await queue.release(await one(queue, "a"), why="odd\n2 \ud800" + "!" * 1000)
+        await queue.reject(await one(at.queue(1), "b"), "no\nuse")
+        (letter,) = await queue.dead()
+        assert letter.why == "no use"
+        assert [line[:8] for line in letter.history] == ["1 odd 2 ", "2 no use"]
+        assert len(letter.history[0]) < 210
+
+
 @KINDS
 async def test_many_lanes_share_one_workers_room(place: Place) -> None:
     """A worker of one handler serves four partitions, and each is heard."""

@@ -228,7 +228,7 @@ class Lane:
                     round(each.delay * 1000), _ms(self._policy.visibility)
                 )
                 one = each.delivery
-                args += [one.receipt.entry, one.deliveries, idle, int(each.started), each.why]
+                args += [one.receipt.entry, one.deliveries, idle, int(each.started), _line(each.why)]
             gone, given_up = await RELEASE(self._client, keys=self.keys, args=args)
             deliveries = {each.delivery.receipt.entry: each.delivery for each in some}
             lost += [deliveries[entry] for entry in gone]
@@ -239,7 +239,7 @@ class Lane:
     async def reject(self, delivery: Delivery, why: str) -> bool:
         """Make a message a dead letter; False: it is another's, or gone, and nothing was done."""
         receipt: Receipt = delivery.receipt
-        args: list[Any] = [receipt.consumer, receipt.entry, delivery.deliveries, why]
+        args: list[Any] = [receipt.consumer, receipt.entry, delivery.deliveries, _line(why)]
         done = bool(await REJECT(self._client, keys=self.keys, args=args))
         if done:
             self._dead(delivery, why)
@@ -319,6 +319,11 @@ class Lane:
 
     def _id(self, entry: bytes) -> str:
         return f"{self.number}/{entry.decode()}"
+
+
+def _line(why: str) -> bytes:
+    """Return what the history keeps of a reason: one line, not too long."""
+    return " ".join(why.split())[:200].encode(errors="replace")
 
 
 def _text(value: bytes | None) -> str | None:

@@ -10,7 +10,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import DataError, RedisError, ResponseError
 
 from patterns.bounds import number, whole
 from patterns.cancellation import cancels
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker"]
 
+_WRONG = (ResponseError, DataError, ValueError, TypeError)  # an Effect that no later try can make
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0  # between two tries to reach the queue
 
 
@@ -226,7 +227,7 @@ class Worker:
             mine = [hand for hand in hands if hand.source is source]
             try:
                 lost.update(await self._acknowledge(source, mine, effect))
-            except (ResponseError, ValueError) as error:  # the effect is wrong, not Redis
+            except _WRONG as error:  # the effect, and not Redis
                 await self._failed(mine, error)
                 return
         took = self._clock.monotonic() - began
@@ -255,7 +256,10 @@ class Worker:
     async def _failed(self, hands: Sequence[Hand], error: BaseException) -> None:
         if len(hands) > 1:  # only the culprit is counted
             for hand in hands:
-                await self._handle([hand])
+                if hand.ended is None:
+                    await self._handle([hand])
+                else:
+                    await self._let_go([hand])
             return
         (hand,) = hands
         one, source, why, delay = hand.delivery, hand.source, type(error).__name__, 0.0
@@ -285,7 +289,7 @@ class Worker:
             try:
                 lost = await call()
             except Exception as error:  # of the queue, whatever it is
-                if raises and type(error) in {ResponseError, ValueError}:
+                if raises and type(error) in _WRONG:
                     raise
                 for hand in hands:
                     hand.unsure = True
@@ -341,6 +345,8 @@ class Worker:
 
         Returns how many messages were given back.
         """
+        if not self._serving:
+            return self._released  # it is closed, or was never begun
         self._closing = True
         self._room.close()
         fetching, keeping = self._serving[::2], self._serving[1::2]
