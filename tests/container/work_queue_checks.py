@@ -15,7 +15,7 @@ import psutil
 from aiohttp import web
 from redis.asyncio import RedisCluster
 
-from patterns.clock import ManualClock
+from patterns.clock import SYSTEM_CLOCK, ManualClock
 from patterns.container.work_queue import (
     Ended,
     ItemDone,
@@ -365,7 +365,7 @@ def troubled() -> Site:
     once = {"count": 0}
 
     async def late(_: web.Request) -> web.Response:
-        await asyncio.sleep(0.6)
+        await SYSTEM_CLOCK.sleep(0.6)
         return web.Response()
 
     def at_second(request: web.Request) -> web.Response:

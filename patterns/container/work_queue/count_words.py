@@ -21,7 +21,7 @@ def main() -> int:
         fresh = target.with_suffix(f".{os.getpid()}")
         fresh.write_text(found)
         fresh.replace(target)
-    print(found)  # noqa: T201  likewise
+    print(found)  # noqa: T201  what a program says
     return 0
 
 
