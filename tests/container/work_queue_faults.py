@@ -169,7 +169,7 @@ async def replies_lost(lines: Lines, app: str, book: Ledger, twin: Ledger) -> No
     enter(twin, names, popping.runs)
 
 
-async def server_restarted(server: Server, app: str, book: Ledger, *, kept: bool) -> Counter[str]:
+async def server_restarted(server: Server, app: str, book: Ledger) -> None:
     """The server is killed three times while 300 items are done; it comes back with its log, or empty."""
     names = [f"item {number}" for number in range(300)]
     async with opened(server.url, connect_timeout=0.5) as client, at_work(client, app, names) as plant:
@@ -181,9 +181,7 @@ async def server_restarted(server: Server, app: str, book: Ledger, *, kept: bool
             await asyncio.to_thread(server.restart)
         await all_done(State("q", client, app=app), len(names))
         book.recovered()
-    runs = plant.application.runs
-    enter(book, names, runs if kept else Counter(set(runs)))
-    return runs
+    enter(book, names, plant.application.runs)
 
 
 async def popped_and_killed(server: Server, app: str, twin: Ledger) -> None:
