@@ -101,7 +101,7 @@ async def entered(client: Any, key: str, book: Ledger) -> None:
 async def under_resets(server: Server, app: str, book: Ledger, without: Ledger, *, resets: int) -> None:
     """Reset all connections again and again, of ours and of a worker that never looks back."""
     async with proxy(server.port, may_idle=True) as line, proxy(server.port, may_idle=True) as other:
-        client, plain = connect(line.url), connect(other.url)
+        client, plain = connect(line.url), connect(other.url, socket_timeout=0.5)
         direct: Any = connect(server.url)
         stream, made = f"{app}:plain", f"{app}:plain-made"
         try:
