@@ -111,7 +111,7 @@ async def under_resets(server: Server, app: str, book: Ledger, without: Ledger, 
             async def sender() -> None:
                 while not stop:
                     await send_surely(queue, next(numbers), book)
-                await SYSTEM_CLOCK.sleep(0.003)  # or most of the time goes by until all is done
+                    await SYSTEM_CLOCK.sleep(0.003)  # or most of the time goes by until all is done
 
             await direct.xgroup_create(stream, "g", "0", mkstream=True)
             for number in range(100):
