@@ -26,5 +26,5 @@ with canvas("Competing Consumer"):
     stream >> edge("receive;\nacknowledge\nwith the effect", tone="good", dir="both") >> worker
     stream >> edge("after the\nvisibility", tone="warn") >> other
     stream >> edge("too late:\nLeaseLost", tone="bad", dashed=True, dir="both") >> silent
-    stream >> edge("max_deliveries,\nReject", tone="bad", constraint="false") >> dead
+    stream >> edge("given up", tone="bad", constraint="false") >> dead
     dead >> edge("redrive,\ndiscard", dashed=True, dir="both") >> people
