@@ -29,6 +29,8 @@ from patterns.message_queue.competing_consumer import (
     Reject,
     Worker,
 )
+from patterns.message_queue.competing_consumer.room import Room
+from patterns.message_queue.competing_consumer.together import Together
 from tests.cache.write_behind_faults import Nursery
 from tests.eventually import eventually
 from tests.faults import leaks
@@ -714,6 +716,51 @@ async def test_a_name_that_could_reach_into_another_queue_is_refused(place: Plac
         for wrong in ("", "\ud800"):
             with pytest.raises(ValueError, match=r"key must|dedupe_id must|dedupe must"):
                 await at.queue().send(1, dedupe_id=wrong)
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_place_is_not_lost_with_who_waits_for_it(late: bool) -> None:
+    """Whoever is cancelled, before or just after the place is his, leaves it to the next in line."""
+    room = Room(1)
+    assert await room.take()
+    first, second = asyncio.create_task(room.take()), asyncio.create_task(room.take())
+    await asyncio.sleep(0)
+    if late:
+        room.give(1)
+        first.cancel()
+    else:
+        first.cancel()
+        room.give(1)
+    assert await asyncio.wait_for(second, 3)
+    await asyncio.gather(first, return_exceptions=True)
+    assert first.cancelled()
+    assert room.take_more() == 0
+    room.give(1)
+    assert room.take_more() == 1
+
+
+async def test_acknowledgements_go_together_and_whoever_is_cancelled_takes_none_along() -> None:
+    """What comes while a call is under way goes in the next one, also for a caller who was cancelled."""
+    told: list[list[str]] = []
+    go = asyncio.Event()
+    a, b, c = (Delivery(name, None, 1, None) for name in "abc")
+
+    async def acknowledge(deliveries: list[Delivery]) -> list[Delivery]:
+        told.append([each.id for each in deliveries])
+        await go.wait()
+        return [each for each in deliveries if each is c]
+
+    together = Together(AsyncMock(acknowledge=acknowledge))
+    tasks = [asyncio.create_task(together.acknowledge([a]))]
+    await eventually(lambda: told, within=3)
+    tasks += [asyncio.create_task(together.acknowledge([each])) for each in (b, c)]
+    await asyncio.sleep(0)
+    for each in tasks[:2]:
+        each.cancel()
+    await asyncio.gather(*tasks[:2], return_exceptions=True)
+    go.set()
+    assert await asyncio.wait_for(tasks[2], 3) == [c]
+    assert told == [["a"], ["b", "c"]]
 
 
 @HERE
