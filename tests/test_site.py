@@ -692,7 +692,6 @@ def test_the_addresses_of_site_and_repository_come_from_the_environment(small: P
 @pytest.mark.slow
 def test_a_served_page_follows_every_kind_of_change(small: Path) -> None:
     """Page, module, result, drawing and notebook; and what is missing is said in the page, not a crash."""
-    shutil.copytree(ROOT / "patterns/resiliency", small / "patterns/resiliency")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
