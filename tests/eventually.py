@@ -39,8 +39,8 @@ async def eventually(condition: Callable[[], Any], *, within: float, what: str |
     """
     last: object = "it never answered"
     try:
-        async with asyncio.timeout(within):
-            while True:
+        async with asyncio.timeout(within) as deadline:
+            while not deadline.expired():  # a condition may swallow the cancellation, which comes once
                 try:
                     value = condition()
                     result = await value if inspect.isawaitable(value) else value
@@ -50,6 +50,7 @@ async def eventually(condition: Callable[[], Any], *, within: float, what: str |
                 except AssertionError as error:
                     last = error
                 await asyncio.sleep(_POLL)
+            raise TimeoutError
     except TimeoutError:
         raise AssertionError(_failure(condition, within, what, last)) from None
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -861,3 +861,15 @@ async def test_eventually_says_what_it_waited_for() -> None:
         await eventually(asyncio.Event().wait, within=0.02, what="the sea to dry up")
     with pytest.raises(AssertionError, match="last answer: ''"):
         eventually_now(lambda: "", within=0.01)
+
+
+async def test_eventually_ends_though_its_condition_swallows_the_cancellation() -> None:
+    """A deadline cancels once; a client that takes that for one more error does not make the wait endless."""
+
+    async def deaf() -> bool:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(30)
+        return False
+
+    with pytest.raises(AssertionError, match=r"not within 0\.02 s"):
+        await eventually(deaf, within=0.02)

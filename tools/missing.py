@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import importlib
 import inspect
 import re
@@ -288,11 +289,19 @@ def faults_declared(key: str, root: Path) -> list[str]:
     found = []
     for path in sorted((root / "tests").rglob("test_*.py")):
         own = path.parent.name + "/" + path.stem.removeprefix("test_")
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.fault":
-                given = {word.arg: ast.literal_eval(word.value) for word in node.keywords}
-                if given.get("pattern", own) == key:
-                    found.append(str(ast.literal_eval(node.args[0])))
+        found += [fault for fault, of in _faults_in(path.read_text("utf-8")) if (of or own) == key]
+    return found
+
+
+@functools.cache  # each pattern asks every file
+def _faults_in(text: str) -> list[tuple[str, str | None]]:
+    if "pytest.mark.fault" not in text:
+        return []
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.fault":
+            given = {word.arg: ast.literal_eval(word.value) for word in node.keywords}
+            found.append((str(ast.literal_eval(node.args[0])), given.get("pattern")))
     return found
 
 

@@ -171,15 +171,16 @@ def foreign(folder: Path) -> list[str]:
     return errors
 
 
-def broken(folder: Path, site_url: str = "/") -> list[str]:
+def broken(folder: Path, site_url: str = "/", built: dict[str, Page] | None = None) -> list[str]:
     """Return a sentence for each link, anchor or source in the site that leads nowhere.
 
     Args:
         folder: the built site.
         site_url: where it is to be published; absolute links below it are followed too.
+        built: its `pages`, where they have been read.
     """
     errors = []
-    built = pages(folder)
+    built = pages(folder) if built is None else built
     base = urlsplit(site_url)
     for name, page in built.items():
         for link in dict.fromkeys([*page.links, *page.fetched]):
