@@ -7,10 +7,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import CollectorRegistry
-
 from patterns.container.adapter.clean import (
     Cleaned,
     clean,
@@ -19,6 +15,15 @@ from patterns.container.adapter.clean import (
     without_clashes,
 )
 from patterns.container.adapter.events import Dropped, Reason
+
+try:
+    from prometheus_client.exposition import choose_encoder
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.registry import CollectorRegistry
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"patterns.container.adapter needs {error.name}: pip install executable-patterns[container]"
+    ) from error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

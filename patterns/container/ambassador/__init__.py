@@ -61,9 +61,6 @@ import random
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
-from aiohttp import web
-
 from patterns.clock import SYSTEM_CLOCK, Clock
 from patterns.container.ambassador.events import (
     ProxyError,
@@ -78,6 +75,14 @@ from patterns.container.ambassador.policy import Policy
 from patterns.container.ambassador.upstream import Header, Segment, Upstream, ranked, read
 from patterns.events import Listener, emit, ignore
 from patterns.serving import Server, serve, serving
+
+try:
+    import aiohttp
+    from aiohttp import web
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"patterns.container.ambassador needs {error.name}: pip install executable-patterns[container]"
+    ) from error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence

@@ -5,9 +5,6 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-import aiohttp
-from yarl import URL
-
 from patterns.container.ambassador.body import Body
 from patterns.container.ambassador.events import (
     Broken,
@@ -24,6 +21,14 @@ from patterns.resiliency.bulkhead import Reason as Full
 from patterns.resiliency.retry import AttemptTimedOut, Budget, Retry, parse_retry_after
 from patterns.resiliency.retry import Policy as RetryPolicy
 from patterns.resiliency.retry.retry_after import asked_by
+
+try:
+    import aiohttp
+    from yarl import URL
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"patterns.container.ambassador needs {error.name}: pip install executable-patterns[container]"
+    ) from error
 
 if TYPE_CHECKING:
     import random

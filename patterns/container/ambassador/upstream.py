@@ -17,11 +17,16 @@ from dataclasses import dataclass, field, fields
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from yarl import URL
-
 from patterns.bounds import text, whole
 from patterns.container.ambassador.events import ProxyError, Refused
 from patterns.container.ambassador.policy import Policy
+
+try:
+    from yarl import URL
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"patterns.container.ambassador needs {error.name}: pip install executable-patterns[container]"
+    ) from error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

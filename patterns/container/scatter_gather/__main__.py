@@ -14,14 +14,19 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-import aiohttp
-
 from patterns.container.scatter_gather import Hedge, Policy
 from patterns.container.scatter_gather.leaf import leaf_application
 from patterns.container.scatter_gather.replica import BadAnswer, Refused
 from patterns.container.scatter_gather.root import root_application
 from patterns.container.scatter_gather.shard import Shard, documents_of, part_of
 from patterns.serving import Server, serve
+
+try:
+    import aiohttp
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"patterns.container.scatter_gather needs {error.name}: pip install executable-patterns[container]"
+    ) from error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,13 +16,18 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import aiohttp
-from aiohttp import web
-
 from patterns.clock import SYSTEM_CLOCK, Clock
 from patterns.container.scatter_gather.answer import Withdrawn
 from patterns.container.scatter_gather.line import Line, TieTaken
 from patterns.deadline import HEADER, Deadline
+
+try:
+    import aiohttp
+    from aiohttp import web
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"patterns.container.scatter_gather needs {error.name}: pip install executable-patterns[container]"
+    ) from error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

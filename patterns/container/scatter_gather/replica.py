@@ -11,13 +11,18 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import aiohttp
-
 from patterns.bounds import whole
 from patterns.container.scatter_gather.answer import Withdrawn
 from patterns.container.scatter_gather.leaf import TIED_REPLICA, TIED_REQUEST
 from patterns.container.scatter_gather.merge import Hit, Page
 from patterns.deadline import HEADER
+
+try:
+    import aiohttp
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"patterns.container.scatter_gather needs {error.name}: pip install executable-patterns[container]"
+    ) from error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

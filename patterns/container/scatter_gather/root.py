@@ -11,9 +11,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import aiohttp
-from aiohttp import web
-
 from patterns.clock import SYSTEM_CLOCK, Clock
 from patterns.container.scatter_gather import (
     CanaryFailed,
@@ -30,6 +27,14 @@ from patterns.container.scatter_gather.leaf import MOST_HITS, number_in, words_i
 from patterns.container.scatter_gather.replica import HttpReplica, Query, send_once
 from patterns.deadline import HEADER, Deadline
 from patterns.events import Listener, ignore
+
+try:
+    import aiohttp
+    from aiohttp import web
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"patterns.container.scatter_gather needs {error.name}: pip install executable-patterns[container]"
+    ) from error
 
 if TYPE_CHECKING:
     import random

@@ -14,10 +14,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
 
-import aiohttp
-from yarl import URL
-
 from patterns.clock import SYSTEM_CLOCK, Clock
+
+try:
+    import aiohttp
+    from yarl import URL
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"patterns.container.work_queue needs {error.name}: pip install executable-patterns[container]"
+    ) from error
 
 __all__ = ["HttpSource", "ItemTooLarge", "ItemVanished", "Page", "Source", "SourceFailed", "name_problem"]
 
