@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
@@ -374,7 +373,6 @@ def test_whole_proof_makes_warnings_errors_and_holds_the_coverage(tmp_path: Path
         assert "-W error" in run
         assert "--dist loadfile" in run
         assert "tests docs README.md patterns" in run
-        assert "-p tools.prove" in run
     assert "--nbval " in whole
     assert "--cov-fail-under=95" in whole
     assert " -m not slow" not in whole
@@ -407,39 +405,6 @@ def test_quick_run_leaves_out_what_wants_a_server(tmp_path: Path) -> None:
         check=False,
     )
     assert "2 passed, 3 deselected" in done.stdout, done.stdout
-
-
-@pytest.mark.parametrize(
-    ("path", "marks", "counts"),
-    [
-        ("tests/test_clock.py", (), True),
-        ("tests/cache/test_cache_aside.py", ("invariant",), True),
-        ("patterns/clock.py", (), True),
-        ("tests/cache/test_cache_aside.py", ("invariant", "fault"), False),
-        ("tests/cache/test_cache_aside.py", ("naive",), False),
-        ("tests/test_site.py", (), False),
-        ("docs/cache/cache_aside.md", (), False),
-        ("notebooks/cache/cache_aside.ipynb", (), False),
-    ],
-)
-def test_coverage_counts_only_tests_that_claim_something_of_a_module(
-    path: str, marks: tuple[str, ...], counts: bool
-) -> None:
-    """What a storm, a naive variant, a page or a test of the house runs through is not covered by that."""
-    item = mock.Mock(path=ROOT / path)
-    item.get_closest_marker = lambda name: name in marks or None
-    item.obj.is_hypothesis_test = False
-    prove.pytest_collection_modifyitems(mock.Mock(**{"getoption.return_value": ["patterns"]}), [item])
-    assert item.add_marker.call_args_list == ([] if counts else [mock.call("no_cover")])
-
-
-def test_coverage_does_not_count_a_random_search() -> None:
-    """A line that only an example of hypothesis finds has no test of its own."""
-    item = mock.Mock(path=ROOT / "tests/test_clock.py")
-    item.get_closest_marker = lambda name: None
-    item.obj.is_hypothesis_test = True
-    prove.pytest_collection_modifyitems(mock.Mock(**{"getoption.return_value": ["patterns"]}), [item])
-    item.add_marker.assert_called_once_with("no_cover")
 
 
 def test_proof_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,9 +84,8 @@ def command(folder: Path, *, quick: bool) -> list[str]:
     places = [place for place in PLACES if (ROOT / place).exists()]
     arguments = ["-q", "-W", "error", "-n", str(min(cores, 4)), "--dist", "loadfile"]
     arguments += [f"--junitxml={folder / 'junit.xml'}", "-o", "junit_family=xunit1"]
-    arguments += ["-p", "tools.prove"]
     if quick:
-        arguments += ["-m", NOT_QUICK]
+        arguments += ["-m", NOT_QUICK, "-p", "tools.prove"]
         arguments += [f"--ignore={file}" for file in NOT_QUICK_FILES]
         places = [place for place in places if place != "notebooks"]
     else:
@@ -96,16 +95,7 @@ def command(folder: Path, *, quick: bool) -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Choose, as a plug-in of both runs: which tests are left out of a quick one, and which are measured.
-
-    Where there is coverage to be measured, it is taken from the tests that count for it alone: what a tracer
-    watches takes twice as long, up to Python 3.13 also where it looks at nothing.
-    """
-    if config.getoption("cov_source", None):
-        for item in items:
-            if not _counts(item):
-                item.add_marker("no_cover")
-        return
+    """Leave out, in a quick run (which loads this module as a plug-in), every test that wants a server."""
     with_server = [item for item in items if _wants_a_server(item)]
     if with_server:
         config.hook.pytest_deselected(items=with_server)
@@ -115,25 +105,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _wants_a_server(item: pytest.Item) -> bool:
     parameters = getattr(getattr(item, "callspec", None), "params", {})  # of `database`, on two engines
     return bool(SERVERS & {*getattr(item, "fixturenames", ()), parameters.get("database")})
-
-
-def _counts(item: pytest.Item) -> bool:
-    """Say whether a line that this test reaches is covered: it asks one thing of one module.
-
-    A page, a test of the house, a naive variant, a storm of faults or a random search reaches many lines
-    without a claim about any of them.
-    """
-    if item.path.is_relative_to(ROOT / "patterns"):
-        return True
-    if not item.path.is_relative_to(ROOT / "tests"):
-        return False
-    path = item.path.relative_to(ROOT / "tests")
-    module = ROOT / "patterns" / path.with_name(path.stem.removeprefix("test_"))
-    if not (module.is_dir() or module.with_suffix(".py").exists()):
-        return False
-    if any(item.get_closest_marker(name) for name in ("fault", "naive")):
-        return False
-    return not getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
 
 
 def main(arguments: Sequence[str]) -> int:
