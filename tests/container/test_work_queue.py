@@ -29,8 +29,10 @@ from patterns.container.work_queue import (
     ItemReturned,
     ItemTooLarge,
     ItemVanished,
+    Job,
     Manager,
     Policy,
+    Result,
     RoundFailed,
     Scaler,
     Scaling,
@@ -526,6 +528,79 @@ async def test_a_job_given_back_costs_no_attempt(place: Place) -> None:
             assert job.attempt == 1
             assert await plant.state().release(job)
             assert not await plant.state().release(job)
+
+
+class Failing:
+    """An application that fails at once."""
+
+    def ready(self) -> bool:
+        return True
+
+    async def run(self, job: str, token: str, content: bytes, limit: float) -> Result:
+        return Result(3, "exit code 3", seconds=1.0)
+
+
+class HearsLate(Told):
+    """A state to which the first report of a failure does not get through."""
+
+    async def failed(self, job: Job, report: dict[str, Any], **options: Any) -> Ended:  # type: ignore[override]  # a Told says less
+        self.reports.append("failed" if self.reports else "unheard")
+        if self.reports == ["unheard"]:
+            raise OSError
+        return Ended.AGAIN
+
+
+@pytest.mark.invariant(4)
+async def test_an_attempt_that_failed_is_counted_though_the_grace_ends_before_its_report() -> None:
+    """What failed before the end is told as failed once more at the end, and not given back unharmed."""
+    clock, heard = ManualClock(), Recorder()
+    state = HearsLate()
+    options: dict[str, Any] = {"clock": clock, "grace": 1, "poll": 100.0, "on_event": heard}
+    worker = WorkerManager("w", state, Shelf(["item"]), Failing(), **options)  # type: ignore[arg-type]  # Told is enough of a State
+    running = asyncio.create_task(worker.run())
+    await clock.advance(1)
+    worker.stop()
+    await clock.advance(2)
+    await running
+    assert state.reports == ["unheard", "failed"]
+    assert heard.names() == ["ItemStarted", "RequestFailed", "ItemFailed"]
+
+
+@pytest.mark.invariant(5)
+async def test_a_job_that_could_not_be_given_back_is_not_called_returned() -> None:
+    """At the end of the grace the job is another's: the worker says that it is lost."""
+    clock, heard = ManualClock(), Recorder()
+    state = Told()
+    state.releases = False
+    options: dict[str, Any] = {"clock": clock, "grace": 1, "poll": 0.1, "on_event": heard}
+    worker = WorkerManager("w", state, Shelf(["item"]), Slow(clock, 50), **options)  # type: ignore[arg-type]  # Told is enough of a State
+    running = asyncio.create_task(worker.run())
+    await clock.advance(1)
+    worker.stop()
+    await clock.advance(2)
+    await running
+    assert state.reports == ["release"]
+    assert heard.names() == ["ItemStarted", "ItemLost"]
+
+
+@KINDS
+async def test_every_key_runs_out_though_no_manager_comes_again(place: Place) -> None:
+    """Keys that workers make after the last round have a time to live, too."""
+    async with opened(place.url) as client:
+        plant = Plant(client, place.app, Shelf(["one", "two", "three"]), Policy(parallelism=3, **QUICK))
+        await plant.manager().round()
+        state = plant.state()
+        assert not await immortal_keys(client, f"{place.app}:")
+        jobs = [job for number in range(3) if (job := await state.claim(f"t-{number}"))]
+        assert not await immortal_keys(client, f"{place.app}:")
+        one, two, three = jobs
+        assert await state.done(one) is Ended.DONE
+        assert await state.failed(two, {}, final=True) is Ended.FAILED
+        assert await state.release(three)
+        assert not await immortal_keys(client, f"{place.app}:")
+        await state.retry(two.item)
+        await state.listed(60)
+        assert not await immortal_keys(client, f"{place.app}:")
 
 
 # the application's container dies

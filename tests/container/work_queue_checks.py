@@ -278,6 +278,7 @@ class Told:
     """A state that answers what it is told to, for a worker on virtual time."""
 
     def __init__(self) -> None:
+        self.releases = True
         self.renewals: list[bool | Exception] = []
         self.reports: list[str] = []
         self.jobs = [Job("j", "item", 1, "", 9.0, 60.0)]
@@ -297,7 +298,7 @@ class Told:
 
     async def release(self, job: Job, pause: float = 0) -> bool:
         self.reports.append("release")
-        return True
+        return self.releases
 
     failed = drop = release
 

@@ -739,6 +739,23 @@ async def test_a_place_is_not_lost_with_who_waits_for_it(late: bool) -> None:
     assert room.take_more() == 1
 
 
+class Incomparable:
+    """A payload as arrays are: comparing it is an error."""
+
+    __hash__ = None  # type: ignore[assignment]  # nor can it be hashed
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("ambiguous")
+
+
+async def test_payloads_are_never_compared() -> None:
+    """A payload that refuses to be compared is acknowledged, and told as lost, like any other."""
+    kept, lost = (Delivery(name, Incomparable(), 1, name) for name in ("kept", "lost"))
+    again = Delivery("lost", Incomparable(), 1, "lost")
+    together = Together(AsyncMock(acknowledge=AsyncMock(return_value=[again])))
+    assert list(await together.acknowledge([kept, lost])) == [lost]
+
+
 async def test_acknowledgements_go_together_and_whoever_is_cancelled_takes_none_along() -> None:
     """What comes while a call is under way goes in the next one, also for a caller who was cancelled."""
     told: list[list[str]] = []

@@ -3,7 +3,8 @@
 Nothing here says what there is to do: that is the source's business. What Redis forgets is made again from
 the source's list, at the price of doing items again that were done.
 
-Redis keys, all in one slot, all kept for `Policy.keep` seconds after the last round of a manager:
+Redis keys, all in one slot. Each round of a manager lets them live for another `Policy.keep` seconds; a key
+that is made after it lives as long from then:
 
 - `<app>:{work_queue:<queue>}:rules`     hash: the policy, as the last round has written it
 - `<app>:{work_queue:<queue>}:waiting`   sorted set: job -> when it may be taken, server's ms
@@ -148,8 +149,9 @@ class State:
             "backoff_cap": _ms(policy.backoff_cap),
             "lease": _ms(policy.lease),
             "timeout": _ms(policy.timeout),
+            "keep": _ms(policy.keep),
         }
-        args = [_ms(policy.keep), *(part for pair in rules.items() for part in pair)]
+        args = [part for pair in rules.items() for part in pair]
         again, failed = await self._run(_SETTLE, *args)
         return Settled(tuple(map(_text, again)), tuple(map(_text, failed)))
 
@@ -269,6 +271,12 @@ local function let_go(job)
   if token then redis.call('HDEL', holders, job, token) end
   redis.call('ZREM', leases, job)
 end
+-- What a script has made anew has no time to live yet: every script that writes ends with this.
+local function expire(reply)
+  local keep = redis.call('HGET', rules, 'keep')
+  for _, key in ipairs(keep and KEYS or {}) do redis.call('PEXPIRE', key, keep, 'NX') end
+  return reply
+end
 local function end_it(job)
   let_go(job)
   redis.call('ZREM', waiting, job)
@@ -282,8 +290,8 @@ _SETTLE = Script(
     "work_queue.settle",
     _KEYS
     + """
--- ARGV[1] ms to keep all this; then name and value of each rule
-redis.call('HSET', rules, unpack(ARGV, 2))
+-- ARGV: name and value of each rule
+redis.call('HSET', rules, unpack(ARGV))
 local most = tonumber(redis.call('HGET', rules, 'attempts'))
 local again, over = {}, {}
 for _, job in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, 1000)) do
@@ -300,7 +308,8 @@ for _, job in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0
     table.insert(again, item)
   end
 end
-for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[1]) end
+local keep = redis.call('HGET', rules, 'keep')
+for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, keep) end
 return {again, over}
 """,
 )
@@ -324,7 +333,7 @@ for i = 2, #ARGV, 2 do
   end
 end
 redis.call('HINCRBY', counts, 'created', #created)
-return created
+return expire(created)
 """,
 )
 # --8<-- [end:offer]
@@ -337,7 +346,7 @@ _LISTED = Script(
 -- After a long silence the first listing only says what is there: one item may have slipped a page.
 local last = tonumber(redis.call('HGET', counts, 'listed') or 0)
 redis.call('HSET', counts, 'listed', now)
-if now - last > ARGV[1] / 2 then return 0 end
+if now - last > ARGV[1] / 2 then return expire(0) end
 local old = redis.call('ZRANGEBYSCORE', ended, '-inf', now - ARGV[1], 'LIMIT', 0, 1000)
 for _, job in ipairs(old) do
   redis.call('ZREM', ended, job)
@@ -389,7 +398,7 @@ if not job then
   redis.call('HSET', holders, job, ARGV[1], ARGV[1], job)
 end
 redis.call('ZADD', leases, now + rule[2], job)
-return {job, redis.call('HGET', names, job), redis.call('HGET', attempts, job), rule[2], rule[3]}
+return expire({job, redis.call('HGET', names, job), redis.call('HGET', attempts, job), rule[2], rule[3]})
 """,
 )
 # --8<-- [end:claim]
@@ -416,7 +425,7 @@ local own = redis.call('HGET', holders, ARGV[1]) == ARGV[2]
 end_it(ARGV[1])
 redis.call('HINCRBY', counts, 'finished', 1)
 redis.call('HINCRBY', counts, 'busy', ARGV[3])
-return own and 'done' or 'late'
+return expire(own and 'done' or 'late')
 """,
 )
 # --8<-- [end:done]
@@ -437,12 +446,12 @@ local made = tonumber(redis.call('HGET', attempts, job))
 if ARGV[5] == '1' or made >= tonumber(rule[1]) then
   redis.call('HSET', failed, job, ARGV[6])
   end_it(job)
-  return 'failed'
+  return expire('failed')
 end
 let_go(job)
 local pause = math.min(tonumber(rule[3]), rule[2] * 2 ^ math.min(made - 1, 40)) * ARGV[4]
 redis.call('ZADD', waiting, now + math.floor(pause), job)
-return 'again'
+return expire('again')
 """,
 )
 
@@ -461,6 +470,6 @@ else
   redis.call('HINCRBY', attempts, job, -1)
   redis.call('ZADD', waiting, now + ARGV[3], job)
 end
-return 1
+return expire(1)
 """,
 )

@@ -153,9 +153,9 @@ class WorkerManager:
             elif result := attempt.result():
                 await self._end(job, result)
         except asyncio.CancelledError:  # the grace is over
-            attempt.cancel()
+            interrupted = attempt.cancel()
             await asyncio.wait({attempt})
-            await self._leave(job, None if attempt.cancelled() else attempt.result())
+            await self._leave(job, attempt, interrupted)
             raise
         finally:
             beat.cancel()
@@ -203,14 +203,17 @@ class WorkerManager:
 
     async def _end(self, job: Job, result: Result) -> None:
         """The application has committed, or failed: only now does the state hear of it."""
+        spread = 0.5 + self._rng.random() / 2
+        self._ended(job, result, await self._tell(lambda: self._report(job, result, spread)))
+
+    def _report(self, job: Job, result: Result, spread: float) -> Awaitable[Ended]:
         if result.ok:
-            ended = await self._tell(lambda: self._state.done(job, result.seconds))
-        else:
-            report = {"reason": result.reason, "stdout": result.stdout, "stderr": result.stderr}
-            spread = 0.5 + self._rng.random() / 2
-            ended = await self._tell(
-                lambda: self._state.failed(job, report, seconds=result.seconds, spread=spread)
-            )
+            return self._state.done(job, result.seconds)
+        report = {"reason": result.reason, "stdout": result.stdout, "stderr": result.stderr}
+        return self._state.failed(job, report, seconds=result.seconds, spread=spread)
+        # --8<-- [end:attempt]
+
+    def _ended(self, job: Job, result: Result, ended: Ended) -> None:
         if ended in {Ended.LOST, Ended.OVER}:
             self._say(ItemLost(self.name, job.item, job.attempt))
         elif result.ok:
@@ -218,16 +221,22 @@ class WorkerManager:
             self._say(ItemDone(self.name, job.item, job.attempt, result.seconds, late))
         else:
             self._say(ItemFailed(self.name, job.item, job.attempt, result.reason, ended is Ended.FAILED))
-        # --8<-- [end:attempt]
 
-    async def _leave(self, job: Job, result: Result | None) -> None:
-        """At the end of the grace say once what is to be said; if nobody hears it, the lease runs out."""
+    async def _leave(self, job: Job, attempt: asyncio.Task[Result | None], interrupted: bool) -> None:
+        """At the end of the grace say once what is to be said; if nobody hears it, the lease runs out.
+
+        What the application has done, or failed at by itself, counts; what was stopped is given back.
+        """
+        broken = attempt.cancelled() or attempt.exception() is not None
+        result = None if broken else attempt.result()
         with suppress(RedisError, OSError, TimeoutError):
-            if result is not None and result.ok:
-                await self._within(self._state.done(job, result.seconds))
-            else:
-                await self._within(self._state.release(job))
-                self._say(ItemReturned(self.name, job.item, "stopped"))
+            if result is not None and (result.ok or not interrupted):
+                self._ended(job, result, await self._within(self._report(job, result, 1.0)))
+            elif broken or result is not None:  # else the job was given back already
+                if await self._within(self._state.release(job)):
+                    self._say(ItemReturned(self.name, job.item, "stopped"))
+                else:
+                    self._say(ItemLost(self.name, job.item, job.attempt))
 
     async def _tell(self, say: Callable[[], Awaitable[T]]) -> T:
         """Tell the state, again while it does not answer: told twice, it changes nothing."""
