@@ -188,10 +188,10 @@ def measure() -> list[Row]:
 
 
 def bounds(rows: list[Row]) -> list[str]:
-    """One at a time within 4 times what is popped and forgotten; awake within 20 times, which is no poll."""
+    """One at a time within 4 times what is popped and forgotten; awake within 10 times, which is no poll."""
     by = {each["case"]: each for each in rows}
     return [
         f"{case} takes {by[case]['ratio']:.2f} times as long as the bare sorted set"
-        for case, most in (("push, receive, acknowledge", 4), ("wake: receive", 20))
+        for case, most in (("push, receive, acknowledge", 4), ("wake: receive", 10))
         if by[case]["ratio"] > most
     ]
